@@ -88,7 +88,7 @@ func oneLineOptions(text, arch string) (options []option, forUs bool) {
 		case "arch+":
 			forUs = forUs || listed
 		}
-		if field, ok := optionNames[name]; ok {
+		if field, ok := optionNames[name]; ok && value != "" {
 			options = append(options, option{field, value})
 		}
 	}
