@@ -89,7 +89,10 @@ func Open(dir string) (*Store, error) {
 		return s, nil
 	}
 	defer lock.release()
-	return s, s.removeLeftovers()
+	if err := s.removeLeftovers(); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // removeLeftovers removes the work of builds that did not finish. The caller has the
