@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/internal/profile"
+)
+
+// Defaults of `wrenn up`; the flags' help shows them.
+const (
+	defaultDataDir = "/var/lib/wrenn"
+	defaultListen  = "127.0.0.1:7700"
+	defaultDomain  = "localhost"
+)
+
+const (
+	// readHeaderTimeout and idleTimeout are the same on every server of ours. The idle
+	// one is longer than that of the load balancers in front of us, so that it is never
+	// we who close a connection that one of them is about to use.
+	readHeaderTimeout = 10 * time.Second
+	idleTimeout       = 620 * time.Second
+
+	// stopTimeout bounds a clean stop; what is not done by then is found at the next
+	// start.
+	stopTimeout = 60 * time.Second
+	// drainTimeout bounds how long a server waits for requests in flight when it stops.
+	drainTimeout = 3 * time.Second
+)
+
+// upOptions are the flags of `wrenn up`.
+type upOptions struct {
+	dataDir  string
+	imageDir string
+	listen   string
+	domain   string
+}
+
+func newUpCommand() *cobra.Command {
+	var o upOptions
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Run Wrenn on this machine: the API and the sandboxes",
+		Long: `Run Wrenn on this machine: the API and the sandboxes.
+
+The first start builds the base image, which takes about a minute. The address and the
+API key are printed, and kept in credentials.json in the data directory and in the
+profile of the user who runs this, where the other commands find them.
+
+SIGTERM or Ctrl-C stops Wrenn and ends its sandboxes.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
+			defer stop()
+			return up(ctx, o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.dataDir, "data-dir", defaultDataDir, "where images, records and the database are kept")
+	f.StringVar(&o.imageDir, "image-dir", "", "where images are kept (default: images in the data directory)")
+	f.StringVar(&o.listen, "listen", defaultListen, "address of the API; port 0 takes a free one")
+	f.StringVar(&o.domain, "domain", defaultDomain, "domain under which ports of sandboxes are shown")
+	return cmd
+}
+
+// resolve makes the directories absolute: names that are derived from them end up in
+// records and leases that other processes read.
+func (o *upOptions) resolve() error {
+	var err error
+	if o.dataDir, err = filepath.Abs(o.dataDir); err != nil {
+		return err
+	}
+	if o.imageDir == "" {
+		o.imageDir = filepath.Join(o.dataDir, "images")
+	}
+	o.imageDir, err = filepath.Abs(o.imageDir)
+	return err
+}
+
+// up runs all floors on this machine until ctx ends.
+func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) {
+	if err := o.resolve(); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return fault.New(fault.Forbidden, "wrenn up needs root: it makes network namespaces and cgroups; run it with sudo")
+	}
+	// The address first: whether it is free is known at once, the rest takes a while.
+	listener, err := net.Listen("tcp", o.listen)
+	if err != nil {
+		return fault.Wrap(err, fault.InvalidRequest, "cannot listen on %s (%v); choose another address with --listen", o.listen, errors.Unwrap(err))
+	}
+	defer listener.Close()
+
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	showProgress, endProgress := imageProgress(stderr)
+	host, err := startHost(ctx, o.dataDir, o.imageDir, log, showProgress)
+	endProgress()
+	if err != nil {
+		return err
+	}
+	stopped := false
+	closeHost := func() error {
+		if stopped {
+			return nil
+		}
+		stopped = true
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		defer cancel()
+		return host.close(stop)
+	}
+	defer func() { err = errors.Join(err, closeHost()) }()
+
+	control, err := startControl(ctx, o, host.socket, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, control.close()) }()
+	server := newHTTPServer(control.handler, log)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+
+	credentials := profile.Profile{APIURL: "http://" + reachable(listener.Addr()), APIKey: control.key}
+	if err := announce(o, credentials, stdout, log); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		log.Info("stopping")
+	case err = <-served:
+	case err = <-host.served:
+	case err = <-control.failed:
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	err = errors.Join(err, shutdown(stop, server))
+	// The host goes before the control floor, which then still hears how each sandbox ended.
+	return errors.Join(err, closeHost())
+}
+
+// announce keeps the credentials and tells the person where Wrenn is.
+func announce(o upOptions, p profile.Profile, stdout io.Writer, log *slog.Logger) error {
+	path := credentialsPath(o.dataDir)
+	if err := profile.Write(path, p); err != nil {
+		return err
+	}
+	if own, err := profile.Path(); err != nil {
+		log.Warn("no client profile written", "error", err)
+	} else if err := profile.Write(own, p); err != nil {
+		log.Warn("no client profile written", "error", err)
+	}
+	_, err := fmt.Fprintf(stdout, `Wrenn is ready.
+
+  API      %s  (docs: %s/docs)
+  API key  %s  (kept in %s)
+
+  wrenn run -- uname -a
+`, p.APIURL, p.APIURL, p.APIKey, path)
+	return err
+}
+
+// credentialsPath is where the address and the first key are kept.
+func credentialsPath(dataDir string) string { return filepath.Join(dataDir, "credentials.json") }
+
+// reachable is the address that a client on this machine uses for a listener.
+func reachable(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if ok && tcp.IP.IsUnspecified() {
+		return net.JoinHostPort("127.0.0.1", fmt.Sprint(tcp.Port))
+	}
+	return addr.String()
+}
+
+func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       idleTimeout,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+}
+
+// shutdown lets requests in flight end for a moment, and then cuts them.
+func shutdown(ctx context.Context, server *http.Server) error {
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	if err := server.Shutdown(ctx); err == nil {
+		return nil
+	}
+	return server.Close()
+}

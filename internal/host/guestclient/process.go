@@ -1,0 +1,217 @@
+package guestclient
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/proto/guest/process"
+)
+
+// Command is what to run in the guest.
+type Command struct {
+	Cmd  string
+	Args []string
+	Env  map[string]string
+	// Cwd is where it starts; empty: the user's home or the template's directory.
+	Cwd string
+	// User runs it; empty: the sandbox's default.
+	User string
+	// Tag is a name to find it by; it may be empty.
+	Tag string
+	// Timeout is how long it may run; 0: for ever.
+	Timeout time.Duration
+	// Stdin is whether it gets a stdin that SendInput writes to.
+	Stdin bool
+}
+
+// Event is one of Started, Output and Ended.
+type Event interface{ event() }
+
+// Started is the first event of every process.
+type Started struct{ PID uint32 }
+
+// Output is bytes that the process wrote.
+type Output struct {
+	Data   []byte
+	Stderr bool
+}
+
+// Ended is the last event of every process.
+type Ended struct {
+	// ExitCode is the process's own; -1 when a signal ended it.
+	ExitCode int32
+	// Signal is the name of the signal that ended it, such as SIGKILL, or empty.
+	Signal string
+	// TimedOut is whether it was killed because its Timeout had passed.
+	TimedOut bool
+}
+
+func (Started) event() {}
+func (Output) event()  {}
+func (Ended) event()   {}
+
+// timeoutHeader is the process's lifetime limit in milliseconds. It is set by hand: a
+// deadline on the context would set it too, but would also end the stream on this side
+// in the very moment in which the guest reports the end.
+const timeoutHeader = "Connect-Timeout-Ms"
+
+// Start runs a command and gives its events to sink, in order, until the process has
+// ended; it returns nil after Ended. When sink or ctx fails, the process goes on.
+func (c *Client) Start(ctx context.Context, cmd Command, sink func(Event) error) error {
+	msg := &process.StartRequest{
+		Process: &process.ProcessConfig{Cmd: cmd.Cmd, Args: cmd.Args, Envs: cmd.Env},
+		Stdin:   &cmd.Stdin,
+	}
+	if cmd.Cwd != "" {
+		msg.Process.Cwd = &cmd.Cwd
+	}
+	if cmd.Tag != "" {
+		msg.Tag = &cmd.Tag
+	}
+	req := asUser(connect.NewRequest(msg), cmd.User)
+	if cmd.Timeout > 0 {
+		req.Header().Set(timeoutHeader, strconv.FormatInt(max(1, cmd.Timeout.Milliseconds()), 10))
+	}
+	// Closing the stream would read it to its end; ending its context drops it.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.process.Start(ctx, req)
+	if err != nil {
+		return rpcError(ctx, err)
+	}
+	for stream.Receive() {
+		event := fromProcessEvent(stream.Msg().GetEvent())
+		if event == nil {
+			continue
+		}
+		if err := sink(event); err != nil {
+			return err
+		}
+		if _, done := event.(Ended); done {
+			return nil
+		}
+	}
+	err = stream.Err()
+	if fault.Is(err, fault.DeadlineExceeded) && ctx.Err() == nil {
+		return sink(Ended{ExitCode: -1, Signal: unix.SignalName(unix.SIGKILL), TimedOut: true})
+	}
+	if err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return unreachable(ctx, err)
+	}
+	return rpcError(ctx, err)
+}
+
+// fromProcessEvent translates an event; a keep-alive is nil.
+func fromProcessEvent(e *process.ProcessEvent) Event {
+	switch e := e.GetEvent().(type) {
+	case *process.ProcessEvent_Start:
+		return Started{PID: e.Start.GetPid()}
+	case *process.ProcessEvent_Data:
+		switch out := e.Data.GetOutput().(type) {
+		case *process.ProcessEvent_DataEvent_Stdout:
+			return Output{Data: out.Stdout}
+		case *process.ProcessEvent_DataEvent_Stderr:
+			return Output{Data: out.Stderr, Stderr: true}
+		}
+	case *process.ProcessEvent_End:
+		end := Ended{ExitCode: e.End.GetExitCode()}
+		if !e.End.GetExited() {
+			end.Signal = signalName(e.End.GetStatus())
+		}
+		return end
+	}
+	return nil
+}
+
+// signalName turns Go's description of a signal's end, such as "signal: killed", into
+// the signal's name. What it does not know it returns as it is.
+func signalName(status string) string {
+	text, ok := strings.CutPrefix(status, "signal: ")
+	if !ok {
+		return status
+	}
+	text, _, _ = strings.Cut(text, " (core dumped)")
+	for s := unix.Signal(1); s < maxSignal; s++ {
+		if s.String() == text {
+			return unix.SignalName(s)
+		}
+	}
+	return text
+}
+
+// maxSignal is one past the last signal that has a name of its own.
+const maxSignal unix.Signal = 32
+
+// Process is a running process that was started through envd.
+type Process struct {
+	PID  uint32
+	Tag  string
+	Cmd  string
+	Args []string
+}
+
+// Processes lists the running processes.
+func (c *Client) Processes(ctx context.Context) ([]Process, error) {
+	resp, err := c.process.List(ctx, connect.NewRequest(&process.ListRequest{}))
+	if err != nil {
+		return nil, rpcError(ctx, err)
+	}
+	list := make([]Process, 0, len(resp.Msg.GetProcesses()))
+	for _, p := range resp.Msg.GetProcesses() {
+		list = append(list, Process{PID: p.GetPid(), Tag: p.GetTag(), Cmd: p.GetConfig().GetCmd(), Args: p.GetConfig().GetArgs()})
+	}
+	return list, nil
+}
+
+// Selector names a process by its pid, or by its tag when PID is 0.
+type Selector struct {
+	PID uint32
+	Tag string
+}
+
+func (s Selector) proto() *process.ProcessSelector {
+	if s.PID != 0 {
+		return &process.ProcessSelector{Selector: &process.ProcessSelector_Pid{Pid: s.PID}}
+	}
+	return &process.ProcessSelector{Selector: &process.ProcessSelector_Tag{Tag: s.Tag}}
+}
+
+// SendInput writes to a process's stdin.
+func (c *Client) SendInput(ctx context.Context, s Selector, data []byte) error {
+	_, err := c.process.SendInput(ctx, connect.NewRequest(&process.SendInputRequest{
+		Process: s.proto(),
+		Input:   &process.ProcessInput{Input: &process.ProcessInput_Stdin{Stdin: data}},
+	}))
+	return rpcError(ctx, err)
+}
+
+// CloseStdin ends a process's stdin.
+func (c *Client) CloseStdin(ctx context.Context, s Selector) error {
+	_, err := c.process.CloseStdin(ctx, connect.NewRequest(&process.CloseStdinRequest{Process: s.proto()}))
+	return rpcError(ctx, err)
+}
+
+// Signal sends SIGTERM, or SIGKILL when kill is set, to a process and its group.
+func (c *Client) Signal(ctx context.Context, s Selector, kill bool) error {
+	sig := process.Signal_SIGNAL_SIGTERM
+	if kill {
+		sig = process.Signal_SIGNAL_SIGKILL
+	}
+	_, err := c.process.SendSignal(ctx, connect.NewRequest(&process.SendSignalRequest{Process: s.proto(), Signal: sig}))
+	if err != nil {
+		return fmt.Errorf("send signal: %w", rpcError(ctx, err))
+	}
+	return nil
+}

@@ -1,0 +1,104 @@
+package rpc
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/internal/host/guestclient"
+	hostv1 "github.com/wrenn-sandbox/wrenn/proto/host/v1"
+)
+
+func (s *server) StartProcess(ctx context.Context, req *connect.Request[hostv1.StartProcessRequest], stream *connect.ServerStream[hostv1.StartProcessResponse]) error {
+	m := req.Msg
+	guest, err := s.Sandboxes.Guest(m.GetSandboxId())
+	if err != nil {
+		return err
+	}
+	return guest.Start(ctx, guestclient.Command{
+		Cmd: m.GetCmd(), Args: m.GetArgs(), Env: m.GetEnvs(), Cwd: m.GetCwd(), User: m.GetUser(), Tag: m.GetTag(),
+		Timeout: time.Duration(m.GetTimeoutMs()) * time.Millisecond, Stdin: m.GetStdin(),
+	}, func(e guestclient.Event) error {
+		return stream.Send(toProcessEvent(e))
+	})
+}
+
+func toProcessEvent(e guestclient.Event) *hostv1.StartProcessResponse {
+	switch e := e.(type) {
+	case guestclient.Started:
+		return &hostv1.StartProcessResponse{Event: &hostv1.StartProcessResponse_Start_{Start: &hostv1.StartProcessResponse_Start{Pid: e.PID}}}
+	case guestclient.Output:
+		if e.Stderr {
+			return &hostv1.StartProcessResponse{Event: &hostv1.StartProcessResponse_Stderr{Stderr: e.Data}}
+		}
+		return &hostv1.StartProcessResponse{Event: &hostv1.StartProcessResponse_Stdout{Stdout: e.Data}}
+	case guestclient.Ended:
+		return &hostv1.StartProcessResponse{Event: &hostv1.StartProcessResponse_End_{End: &hostv1.StartProcessResponse_End{
+			ExitCode: e.ExitCode, Signal: e.Signal, TimedOut: e.TimedOut,
+		}}}
+	}
+	return &hostv1.StartProcessResponse{}
+}
+
+func (s *server) ListProcesses(ctx context.Context, req *connect.Request[hostv1.ListProcessesRequest]) (*connect.Response[hostv1.ListProcessesResponse], error) {
+	guest, err := s.Sandboxes.Guest(req.Msg.GetSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	processes, err := guest.Processes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &hostv1.ListProcessesResponse{}
+	for _, p := range processes {
+		resp.Processes = append(resp.Processes, &hostv1.Process{Pid: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args})
+	}
+	return connect.NewResponse(resp), nil
+}
+
+func (s *server) SendInput(ctx context.Context, req *connect.Request[hostv1.SendInputRequest]) (*connect.Response[hostv1.SendInputResponse], error) {
+	guest, err := s.Sandboxes.Guest(req.Msg.GetSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	if err := guest.SendInput(ctx, fromSelector(req.Msg.GetProcess()), req.Msg.GetData()); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&hostv1.SendInputResponse{}), nil
+}
+
+func (s *server) CloseStdin(ctx context.Context, req *connect.Request[hostv1.CloseStdinRequest]) (*connect.Response[hostv1.CloseStdinResponse], error) {
+	guest, err := s.Sandboxes.Guest(req.Msg.GetSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	if err := guest.CloseStdin(ctx, fromSelector(req.Msg.GetProcess())); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&hostv1.CloseStdinResponse{}), nil
+}
+
+func (s *server) SignalProcess(ctx context.Context, req *connect.Request[hostv1.SignalProcessRequest]) (*connect.Response[hostv1.SignalProcessResponse], error) {
+	guest, err := s.Sandboxes.Guest(req.Msg.GetSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	var kill bool
+	switch req.Msg.GetSignal() {
+	case hostv1.Signal_SIGNAL_SIGKILL:
+		kill = true
+	case hostv1.Signal_SIGNAL_SIGTERM:
+	default:
+		return nil, fault.New(fault.InvalidRequest, "signal must be SIGKILL or SIGTERM")
+	}
+	if err := guest.Signal(ctx, fromSelector(req.Msg.GetProcess()), kill); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&hostv1.SignalProcessResponse{}), nil
+}
+
+func fromSelector(s *hostv1.ProcessSelector) guestclient.Selector {
+	return guestclient.Selector{PID: s.GetPid(), Tag: s.GetTag()}
+}

@@ -1,0 +1,121 @@
+package gvisor
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
+)
+
+const (
+	mib = 1 << 20
+
+	// sentryMemoryMB is what the sentry, its gofer and its stubs need on top of the
+	// guest's memory, in MiB. They share the guest's cgroup.
+	sentryMemoryMB = 64
+
+	// A guest task costs about 2.1 host tasks on top of some 50 idle ones. When the
+	// host's limit is reached the whole sandbox dies, so the limit leaves a margin
+	// above what the guest's own limit lets it reach.
+	hostTasksPerGuestTask = 3
+	hostTasksIdle         = 512
+
+	cpuPeriodMicros = 100_000
+
+	maxOpenFiles     = 1 << 20
+	defaultOpenFiles = 65_536
+)
+
+// capabilities are what a root user inside needs for package managers, sudo, su, mount,
+// unshare and strace to work. They are gVisor's, not the host kernel's.
+var capabilities = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
+	"CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP", "CAP_SETFCAP", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW",
+	"CAP_NET_ADMIN", "CAP_SYS_CHROOT", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_MKNOD", "CAP_AUDIT_WRITE",
+	"CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_TIME",
+}
+
+// writeBundle makes the OCI bundle of a sandbox: config.json and an empty root that
+// the EROFS image is mounted over inside the sentry.
+func (d *Driver) writeBundle(spec runtime.Spec) error {
+	if len(spec.Mounts) == 0 {
+		// Without a bind mount runsc starts no gofer, and without a gofer it never
+		// makes the overlay's file and dies.
+		return fmt.Errorf("spec of %s has no mounts", spec.ID)
+	}
+	root := filepath.Join(d.bundle(spec.ID), "root")
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return err
+	}
+	config, err := json.Marshal(d.ociSpec(spec, root))
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(d.bundle(spec.ID), "config.json"), config, 0o600)
+}
+
+func (d *Driver) ociSpec(spec runtime.Spec, root string) *specs.Spec {
+	return &specs.Spec{
+		Version:  "1.0.0",
+		Hostname: spec.Hostname,
+		Root:     &specs.Root{Path: root},
+		Process: &specs.Process{
+			Args: spec.Args,
+			Env:  spec.Env,
+			Cwd:  "/",
+			Capabilities: &specs.LinuxCapabilities{
+				Bounding: capabilities, Effective: capabilities, Permitted: capabilities,
+			},
+			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: defaultOpenFiles, Hard: maxOpenFiles}},
+		},
+		Mounts: ociMounts(spec),
+		Annotations: map[string]string{
+			"dev.gvisor.spec.rootfs.source":  spec.RootFS,
+			"dev.gvisor.spec.rootfs.type":    "erofs",
+			"dev.gvisor.spec.rootfs.overlay": "dir=" + d.cfg.OverlayDir,
+			"dev.gvisor.spec.rootfs.options": fmt.Sprintf("size=%dm", spec.Limits.DiskMB),
+		},
+		Linux: &specs.Linux{
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace},
+				{Type: specs.NetworkNamespace, Path: spec.Namespace},
+				{Type: specs.IPCNamespace},
+				{Type: specs.UTSNamespace},
+				{Type: specs.MountNamespace},
+			},
+			CgroupsPath: d.cgroups.path(spec.ID),
+			Resources:   ociResources(spec.Limits),
+		},
+	}
+}
+
+func ociMounts(spec runtime.Spec) []specs.Mount {
+	mounts := []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc"},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"newinstance", "ptmxmode=0666", "mode=0620"}},
+		// Shared memory counts as the guest's memory; half of it is what Linux allows too.
+		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"mode=1777", fmt.Sprintf("size=%dm", max(1, spec.Limits.MemoryMB/2))}},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro"}},
+	}
+	for _, m := range spec.Mounts {
+		mounts = append(mounts, specs.Mount{Destination: m.Target, Type: "bind", Source: m.Source, Options: []string{"bind", "ro"}})
+	}
+	return mounts
+}
+
+func ociResources(l runtime.Limits) *specs.LinuxResources {
+	memory := int64(l.MemoryMB+sentryMemoryMB) * mib
+	tasks := int64(l.Processes*hostTasksPerGuestTask + hostTasksIdle)
+	quota := int64(l.VCPUs) * cpuPeriodMicros
+	period := uint64(cpuPeriodMicros)
+	return &specs.LinuxResources{
+		Memory: &specs.LinuxMemory{Limit: &memory},
+		Pids:   &specs.LinuxPids{Limit: &tasks},
+		CPU:    &specs.LinuxCPU{Quota: &quota, Period: &period},
+	}
+}

@@ -1,0 +1,148 @@
+package gvisor
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+// cgroups is the place of our sandboxes in the machine's cgroup hierarchies: one under
+// cgroup v2, one for each controller under v1. runsc makes and fills the cgroups; this
+// reads them, and removes what runsc could not.
+type cgroups struct {
+	parent string
+	// hierarchies are the mount points that hold parent.
+	hierarchies []string
+	v2          bool
+}
+
+func findCgroups(parent string) (cgroups, error) {
+	c := cgroups{parent: parent}
+	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
+		c.hierarchies, c.v2 = []string{cgroupRoot}, true
+		return c, nil
+	}
+	for _, needed := range []string{"memory", "cpu", "pids"} {
+		if _, err := os.Stat(filepath.Join(cgroupRoot, needed)); err != nil {
+			return c, fmt.Errorf("cgroup controller %q is not mounted under %s; sandboxes cannot be limited without it", needed, cgroupRoot)
+		}
+	}
+	entries, err := os.ReadDir(cgroupRoot)
+	if err != nil {
+		return c, err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			c.hierarchies = append(c.hierarchies, filepath.Join(cgroupRoot, e.Name()))
+		}
+	}
+	return c, nil
+}
+
+// path is the sandbox's cgroup as an OCI cgroupsPath.
+func (c cgroups) path(id string) string { return "/" + c.parent + "/" + id }
+
+// children returns the ids that have a cgroup, each at least once.
+func (c cgroups) children() []string {
+	var ids []string
+	for _, h := range c.hierarchies {
+		entries, err := os.ReadDir(filepath.Join(h, c.parent))
+		if err != nil {
+			continue // not made yet, or not by runsc in this hierarchy
+		}
+		for _, e := range entries {
+			if e.IsDir() {
+				ids = append(ids, e.Name())
+			}
+		}
+	}
+	return ids
+}
+
+// kill sends SIGKILL to every process in the sandbox's cgroup and returns how many
+// there were.
+func (c cgroups) kill(id string) int {
+	killed := map[int]bool{}
+	for _, h := range c.hierarchies {
+		data, err := os.ReadFile(filepath.Join(h, c.parent, id, "cgroup.procs"))
+		if err != nil {
+			continue
+		}
+		for _, line := range strings.Fields(string(data)) {
+			if pid, err := strconv.Atoi(line); err == nil && pid > 1 && !killed[pid] {
+				killed[pid] = true
+				_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by now
+			}
+		}
+	}
+	return len(killed)
+}
+
+// remove removes the sandbox's cgroup, which must be empty of processes, from every
+// hierarchy.
+func (c cgroups) remove(id string) error {
+	var errs []error
+	for _, h := range c.hierarchies {
+		if err := removeTree(filepath.Join(h, c.parent, id)); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeParent removes the cgroup that held all sandboxes, when none is left.
+func (c cgroups) removeParent() {
+	for _, h := range c.hierarchies {
+		_ = os.Remove(filepath.Join(h, c.parent)) // not empty, or not there: both fine
+	}
+}
+
+// removeTree removes a cgroup and those below it. Cgroup directories hold files that
+// cannot be removed, so os.RemoveAll does not work.
+func removeTree(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// outOfMemory reports whether the kernel has killed a process of the sandbox for
+// memory. It must be asked before the cgroup is removed.
+func (c cgroups) outOfMemory(id string) bool {
+	file := filepath.Join(cgroupRoot, "memory", c.parent, id, "memory.oom_control")
+	if c.v2 {
+		file = filepath.Join(cgroupRoot, c.parent, id, "memory.events")
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(data)) {
+		if n, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
+			return n != "0"
+		}
+	}
+	return false
+}

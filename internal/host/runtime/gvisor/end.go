@@ -1,0 +1,186 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
+)
+
+// detached puts a runsc command into a session of its own.
+func detached() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
+
+// Wait blocks until the sandbox's sentry has ended.
+func (d *Driver) Wait(ctx context.Context, id string) (runtime.Exit, error) {
+	pid, err := d.sentryPID(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return runtime.Exit{}, nil
+	}
+	if err != nil {
+		return runtime.Exit{}, fmt.Errorf("read sentry's pid: %w", err)
+	}
+	if err := waitProcess(ctx, pid, func() bool { return d.isOurs(pid) }); err != nil {
+		return runtime.Exit{}, err
+	}
+	return runtime.Exit{OutOfMemory: d.cgroups.outOfMemory(id)}, nil
+}
+
+func (d *Driver) sentryPID(id string) (int, error) {
+	data, err := os.ReadFile(d.pidFile(id))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(data)))
+}
+
+// isOurs reports whether a process was started by this driver, so that a pid that the
+// kernel has given to another program is never taken for a sentry.
+func (d *Driver) isOurs(pid int) bool {
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return false
+	}
+	for arg := range strings.SplitSeq(string(cmdline), "\x00") {
+		if arg == "--root="+d.stateDir() {
+			return true
+		}
+	}
+	return false
+}
+
+// waitProcess waits until a process that is not our child ends. stillIt is asked once
+// the process is pinned, and says whether it is the one that was meant.
+func waitProcess(ctx context.Context, pid int, stillIt func() bool) error {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", pid, err)
+	}
+	// A non-blocking pidfd in an os.File waits in the runtime's poller, not in a thread.
+	file := os.NewFile(uintptr(fd), "pidfd")
+	defer file.Close()
+	if !stillIt() {
+		return nil
+	}
+	stop := context.AfterFunc(ctx, func() { _ = file.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	conn, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	err = conn.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return err == nil && n > 0
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+// Destroy ends a sandbox and removes what runsc and the driver made for it.
+func (d *Driver) Destroy(ctx context.Context, id string) error {
+	deleteErr := d.runsc(ctx, "delete", "--force", id)
+	// runsc delete does the whole work for a sandbox that it knows. After a crash in
+	// the middle of a create it knows nothing, or fails: the rest is done by hand, and
+	// is also the check that nothing runs on.
+	if err := d.killAll(ctx, id); err != nil {
+		return errors.Join(err, deleteErr)
+	}
+	if err := d.cgroups.remove(id); err != nil {
+		return errors.Join(fmt.Errorf("remove cgroup: %w", err), deleteErr)
+	}
+	states, err := filepath.Glob(filepath.Join(d.stateDir(), "*"+id+"*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range states {
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(d.bundle(id))
+}
+
+// killPoll is how often killAll looks whether the killed processes are gone.
+const killPoll = 5 * time.Millisecond
+
+// killAll kills the sandbox's processes until none is left: those in its cgroup and
+// runsc processes that have not entered it yet.
+func (d *Driver) killAll(ctx context.Context, id string) error {
+	tick := time.NewTicker(killPoll)
+	defer tick.Stop()
+	for {
+		left := d.cgroups.kill(id)
+		pids, err := d.runscProcesses(id)
+		if err != nil {
+			return err
+		}
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		if left+len(pids) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d processes of sandbox %s do not end: %w", left+len(pids), id, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// runscProcesses returns the runsc processes that name the sandbox: commands in flight,
+// sentry and gofer. Zombies do not count: they hold nothing but their number.
+func (d *Driver) runscProcesses(id string) ([]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		// A zombie's command line reads as empty.
+		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err != nil || len(cmdline) == 0 {
+			continue
+		}
+		args := strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
+		root, named := false, false
+		for _, a := range args {
+			root = root || a == "--root="+d.stateDir()
+			named = named || a == id || strings.HasSuffix(a, "/"+id)
+		}
+		if root && named {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// Close removes the driver's own directories and cgroups when no sandbox is left in
+// them; it leaves those of living sandboxes alone.
+func (d *Driver) Close() error {
+	d.cgroups.removeParent()
+	for _, dir := range []string{d.stateDir(), d.bundlesDir()} {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
