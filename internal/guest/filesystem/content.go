@@ -1,0 +1,210 @@
+package filesystem
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// CopyBuffer is the size, in bytes, of the pieces that contents are copied in. Each piece
+// is a system call, which costs much more in a sandbox than on a bare machine: measured in
+// gVisor, pieces of 32 KiB reach 0.4 GB/s and these more than 1.1 GB/s.
+const CopyBuffer = 1 << 20
+
+var copyBuffers = sync.Pool{New: func() any { b := make([]byte, CopyBuffer); return &b }}
+
+// Copy copies from src to dst in pieces of CopyBuffer until src ends. Unlike io.Copy it
+// fills a piece before it writes it, and never hands the copying to dst or src.
+func Copy(dst io.Writer, src io.Reader) (int64, error) {
+	buf := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buf)
+	var total int64
+	for {
+		n, readErr := fill(src, *buf)
+		if n > 0 {
+			written, err := dst.Write((*buf)[:n])
+			total += int64(written)
+			if err != nil {
+				return total, err
+			}
+		}
+		switch {
+		case errors.Is(readErr, io.EOF):
+			return total, nil
+		case readErr != nil:
+			return total, readErr
+		}
+	}
+}
+
+// fill reads until buf is full or src fails. Unlike io.ReadFull it returns src's own error,
+// so that the end of src and src being cut off stay two things.
+func fill(src io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = src.Read(buf[n:])
+		n += m
+	}
+	return n, err
+}
+
+// Open opens the regular file path for reading, following links. It never waits, as
+// opening a named pipe would.
+func Open(path string) (*os.File, os.FileInfo, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, nil, explain(err, "read", path)
+	}
+	if err := wantRegular(path, info); err != nil {
+		return nil, nil, err
+	}
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, explain(err, "read", path)
+	}
+	// It may have become something else since.
+	if info, err = file.Stat(); err == nil {
+		err = wantRegular(path, info)
+	}
+	if err != nil {
+		_ = file.Close()
+		return nil, nil, explain(err, "read", path)
+	}
+	return file, info, nil
+}
+
+func wantRegular(path string, info os.FileInfo) error {
+	switch {
+	case info.IsDir():
+		return fault.New(fault.InvalidRequest, "path '%s' is a directory", path)
+	case !info.Mode().IsRegular():
+		return fault.New(fault.InvalidRequest, "path '%s' is not a regular file", path)
+	}
+	return nil
+}
+
+// tempPrefix begins the names of files that are being written.
+const tempPrefix = ".wrenn-write-"
+
+// IsTemporary says whether name is that of a file which is being written and will get its
+// real name when it is complete.
+func IsTemporary(name string) bool { return strings.HasPrefix(name, tempPrefix) }
+
+// Replacement is the new content of a file, while it is being written. Until Commit the
+// file is as it was; Abort gives the attempt up, and does nothing after Commit. It is for
+// one goroutine.
+type Replacement struct {
+	path, target string
+	temp         *os.File
+	mode         os.FileMode
+	owner        Owner
+}
+
+// Replace begins to replace, or make, the file path, through links, and makes the
+// directories above it. An existing file keeps its mode; owner becomes the owner.
+func Replace(path string, owner Owner) (*Replacement, error) {
+	target, err := followLinks(path)
+	if err != nil {
+		return nil, explain(err, "write", path)
+	}
+	r := &Replacement{path: path, target: target, mode: newFileMode, owner: owner}
+	info, err := os.Lstat(target)
+	switch {
+	case err == nil:
+		if err := wantRegular(path, info); err != nil {
+			return nil, err
+		}
+		// Without setuid and setgid, which the kernel too takes away from a changed file.
+		r.mode = info.Mode().Perm()
+	case errors.Is(err, os.ErrNotExist):
+		if err := makeDirs(filepath.Dir(target), owner); err != nil {
+			return nil, explain(err, "write", path)
+		}
+	default:
+		return nil, explain(err, "write", path)
+	}
+	if r.temp, err = os.CreateTemp(filepath.Dir(target), tempPrefix+"*"); err != nil {
+		return nil, explain(err, "write", path)
+	}
+	return r, nil
+}
+
+// maxLinks is how many links the kernel follows in one path.
+const maxLinks = 40
+
+// followLinks returns where path leads if its last part is a link, so that the link's
+// target is replaced and not the link. The target need not exist.
+func followLinks(path string) (string, error) {
+	for range maxLinks {
+		text, err := os.Readlink(path)
+		switch {
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+			return path, nil // no link, or nothing there
+		case err != nil:
+			return "", err
+		}
+		if !filepath.IsAbs(text) {
+			// The directory may be reached by a link itself, and then .. is elsewhere.
+			dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+			if err != nil {
+				return "", err
+			}
+			text = filepath.Join(dir, text)
+		}
+		path = text
+	}
+	return "", unix.ELOOP
+}
+
+// Target returns the path of the file that is replaced, with links followed.
+func (r *Replacement) Target() string { return r.target }
+
+// ReadFrom writes all of src. It tells an error of src, which it returns as it is, from
+// one of the file.
+func (r *Replacement) ReadFrom(src io.Reader) (int64, error) {
+	n, err := Copy(r.temp, src)
+	var fileErr *os.PathError
+	if errors.As(err, &fileErr) {
+		err = explain(err, "write", r.path)
+	}
+	return n, err
+}
+
+// Commit makes what was written the file's content.
+func (r *Replacement) Commit() error {
+	temp := r.temp
+	r.temp = nil
+	err := errors.Join(
+		temp.Chown(int(r.owner.UID), int(r.owner.GID)),
+		temp.Chmod(r.mode),
+		temp.Close(),
+	)
+	if err == nil {
+		err = os.Rename(temp.Name(), r.target)
+	}
+	if err != nil {
+		_ = os.Remove(temp.Name())
+		return explain(err, "write", r.path)
+	}
+	return nil
+}
+
+// Abort removes what was written.
+func (r *Replacement) Abort() {
+	if r.temp == nil {
+		return
+	}
+	_ = r.temp.Close()
+	_ = os.Remove(r.temp.Name())
+	r.temp = nil
+}
+
+// Unreadable explains an error of reading what Open returned.
+func Unreadable(err error, path string) error { return explain(err, "read", path) }

@@ -1,0 +1,141 @@
+// Package filesystem reads and changes the files of a sandbox on behalf of its users:
+// what is where, moving and removing, and contents, which are replaced as a whole so that
+// no reader ever sees half a file.
+//
+// The daemon's own rights do the work; what is made belongs to the user it is made for. The
+// package must not know who asks or over which protocol; paths come to it absolute and
+// clean, from Resolve.
+package filesystem
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// Owner is the account that new files and directories belong to.
+type Owner struct{ UID, GID uint32 }
+
+// Names gives the names of accounts.
+type Names interface {
+	UserName(uid uint32) string
+	GroupName(gid uint32) string
+}
+
+// Files gives access to the file system. It holds no state beside what it was made with,
+// and is safe for concurrent use.
+type Files struct{ names Names }
+
+// New returns a Files that names owners by names.
+func New(names Names) *Files { return &Files{names: names} }
+
+// Modes of what is made here, before a caller asks otherwise.
+const (
+	newFileMode = 0o644
+	newDirMode  = 0o755
+)
+
+// MakeDir makes a directory and the missing ones above it.
+func (f *Files) MakeDir(path string, owner Owner) (Entry, error) {
+	info, err := os.Stat(path)
+	switch {
+	case err == nil && info.IsDir():
+		return Entry{}, fault.New(fault.Conflict, "directory already exists: '%s'", path)
+	case err == nil:
+		return Entry{}, fault.New(fault.InvalidRequest, "path '%s' exists and is not a directory", path)
+	}
+	if err := makeDirs(path, owner); err != nil {
+		return Entry{}, explain(err, "make directory", path)
+	}
+	return f.Stat(path)
+}
+
+// makeDirs makes path and the missing directories above it, each owned by owner.
+func makeDirs(path string, owner Owner) error {
+	err := os.Mkdir(path, newDirMode)
+	switch {
+	case err == nil:
+		return os.Lchown(path, int(owner.UID), int(owner.GID))
+	case errors.Is(err, os.ErrExist):
+		info, statErr := os.Stat(path)
+		if statErr != nil {
+			return statErr
+		}
+		if !info.IsDir() {
+			return &os.PathError{Op: "mkdir", Path: path, Err: unix.ENOTDIR}
+		}
+		return nil
+	case !errors.Is(err, os.ErrNotExist) || path == filepath.Dir(path):
+		return err
+	}
+	if err := makeDirs(filepath.Dir(path), owner); err != nil {
+		return err
+	}
+	if err := os.Mkdir(path, newDirMode); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return nil // somebody else was quicker
+		}
+		return err
+	}
+	return os.Lchown(path, int(owner.UID), int(owner.GID))
+}
+
+// Remove removes path and everything below it. What is not there is removed already.
+func (f *Files) Remove(path string) error {
+	if path == "/" {
+		return fault.New(fault.InvalidRequest, "the root directory cannot be removed")
+	}
+	if err := os.RemoveAll(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return explain(err, "remove", path)
+	}
+	return nil
+}
+
+// explain turns an error of the system into one that a user can act on.
+func explain(err error, action, path string) error {
+	var known *fault.Error
+	if errors.As(err, &known) {
+		return err
+	}
+	is := func(codes ...unix.Errno) bool {
+		for _, code := range codes {
+			if errors.Is(err, code) {
+				return true
+			}
+		}
+		return false
+	}
+	wrap := func(code fault.Code, format string, args ...any) error {
+		return fault.Wrap(fmt.Errorf("%s: %w", action, err), code, format, args...)
+	}
+	switch {
+	case is(unix.ENOENT):
+		return wrap(fault.NotFound, "path '%s' does not exist", path)
+	case is(unix.ENOTDIR):
+		return wrap(fault.InvalidRequest, "a part of path '%s' is not a directory", path)
+	case is(unix.EISDIR):
+		return wrap(fault.InvalidRequest, "path '%s' is a directory", path)
+	case is(unix.ENAMETOOLONG):
+		return wrap(fault.InvalidRequest, "path '%s' is too long", path)
+	case is(unix.ELOOP):
+		return wrap(fault.InvalidRequest, "path '%s' goes through too many symbolic links, perhaps in a circle", path)
+	case is(unix.ENOSPC, unix.EDQUOT):
+		return wrap(fault.NoSpace, "there is not enough disk space left in the sandbox for '%s'; remove some files", path)
+	case is(unix.EACCES, unix.EPERM):
+		return wrap(fault.Forbidden, "the system does not permit to %s '%s'", action, path)
+	case is(unix.EROFS):
+		return wrap(fault.InvalidState, "'%s' is on a read-only file system", path)
+	case is(unix.EBUSY, unix.ETXTBSY):
+		return wrap(fault.InvalidState, "'%s' is in use by the system, perhaps as a mount point", path)
+	case is(unix.ENOTEMPTY, unix.EEXIST):
+		return wrap(fault.Conflict, "'%s' exists already and is not empty", path)
+	case is(unix.EINVAL):
+		return wrap(fault.InvalidRequest, "it is not possible to %s '%s'", action, path)
+	}
+	return wrap(fault.Internal, "could not %s '%s'", action, path)
+}

@@ -1,0 +1,181 @@
+// Package identity knows who the sandbox is and who is in it: its ids and name, the token
+// that opens it, its default user, working directory and environment, and its accounts.
+//
+// A sandbox is told who it is after it has started, and again after each restore. The
+// package must not know how it is told.
+package identity
+
+import (
+	"crypto/subtle"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// fallbackUser is the default user before anybody named one.
+const fallbackUser = "root"
+
+// Update is what the sandbox is told. Fields that are nil or empty leave what is known
+// as it is, except for Token.
+type Update struct {
+	// Token is the new access token; empty removes it.
+	Token string
+	// Env replaces the environment that every process gets.
+	Env map[string]string
+	// Timestamp orders updates: one that is older than the last is ignored.
+	Timestamp             time.Time
+	DefaultUser           string
+	Workdir               string
+	SandboxID, TemplateID string
+	Hostname              string
+	Nameservers           []string
+}
+
+// Identity is what is known. It is safe for concurrent use.
+type Identity struct {
+	users  *Users
+	system System
+	logger *slog.Logger
+
+	mu      sync.Mutex
+	token   string
+	env     map[string]string
+	own     map[string]string // environment that Update.Env cannot change
+	last    time.Time
+	user    string
+	workdir string
+}
+
+// New returns an Identity that knows nothing yet and writes what it learns to system.
+func New(users *Users, system System, logger *slog.Logger) *Identity {
+	return &Identity{
+		users: users, system: system, logger: logger, user: fallbackUser,
+		own: map[string]string{"E2B_SANDBOX": "true"},
+	}
+}
+
+// Apply takes an update over. Presented is the access token that the caller has shown
+// beside the one in the update: either proves that the caller may do this, once a token is
+// set. An update that is wrong in any part changes nothing.
+func (i *Identity) Apply(up Update, presented string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.token != "" && !equal(up.Token, i.token) && !equal(presented, i.token) {
+		return fault.New(fault.Unauthorized, "the access token does not match the one that is set")
+	}
+	if err := i.check(up); err != nil {
+		return err
+	}
+	if !up.Timestamp.IsZero() {
+		if up.Timestamp.Before(i.last) {
+			return nil
+		}
+		i.last = up.Timestamp
+	}
+	i.token = up.Token
+	if up.Env != nil {
+		i.env = maps.Clone(up.Env)
+	}
+	if up.DefaultUser != "" {
+		i.user = up.DefaultUser
+	}
+	if up.Workdir != "" {
+		i.workdir = up.Workdir
+	}
+	if up.SandboxID != "" {
+		i.own["E2B_SANDBOX_ID"] = up.SandboxID
+	}
+	if up.TemplateID != "" {
+		i.own["E2B_TEMPLATE_ID"] = up.TemplateID
+	}
+	// A sandbox whose files cannot be written, as on a full disk, is still to be reached.
+	for _, err := range i.system.apply(up) {
+		i.logger.Warn("take over the identity", "err", err)
+	}
+	return nil
+}
+
+func (i *Identity) check(up Update) error {
+	if err := CheckEnv(up.Env); err != nil {
+		return err
+	}
+	if up.DefaultUser != "" {
+		if _, err := i.users.Lookup(up.DefaultUser); err != nil {
+			return fault.Wrap(err, fault.InvalidRequest, "default user '%s' does not exist in this sandbox", up.DefaultUser)
+		}
+	}
+	if up.Workdir != "" && !strings.HasPrefix(up.Workdir, "/") {
+		return fault.New(fault.InvalidRequest, "default working directory '%s' is not absolute", up.Workdir)
+	}
+	if strings.ContainsRune(up.Workdir+up.SandboxID+up.TemplateID, 0) {
+		return fault.New(fault.InvalidRequest, "the default working directory and the ids must not contain NUL bytes")
+	}
+	return checkSystem(up)
+}
+
+// TokenRequired says whether a token is set.
+func (i *Identity) TokenRequired() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.token != ""
+}
+
+// Authorized says whether token opens the sandbox: it is the one that is set, or none is.
+func (i *Identity) Authorized(token string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.token == "" || equal(token, i.token)
+}
+
+// User returns the account with this name; an empty name is the default user.
+func (i *Identity) User(name string) (User, error) {
+	if name == "" {
+		i.mu.Lock()
+		name = i.user
+		i.mu.Unlock()
+	}
+	return i.users.Lookup(name)
+}
+
+// Workdir returns the default working directory, empty when none was set.
+func (i *Identity) Workdir() string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.workdir
+}
+
+// Environment returns the whole environment of a process of user, sorted, as KEY=value:
+// path and what login(1) would set, then the sandbox's own, then what the process's
+// caller asked for; later wins.
+func (i *Identity) Environment(path string, user User, requested map[string]string) []string {
+	env := map[string]string{"PATH": path, "HOME": user.Home, "USER": user.Name, "LOGNAME": user.Name}
+	i.mu.Lock()
+	maps.Copy(env, i.env)
+	maps.Copy(env, i.own)
+	i.mu.Unlock()
+	maps.Copy(env, requested)
+	pairs := make([]string, 0, len(env))
+	for key, value := range env {
+		pairs = append(pairs, key+"="+value)
+	}
+	slices.Sort(pairs)
+	return pairs
+}
+
+// CheckEnv says what of env cannot be in an environment.
+func CheckEnv(env map[string]string) error {
+	for key, value := range env {
+		if key == "" || strings.ContainsAny(key, "=\x00") || strings.ContainsRune(value, 0) {
+			return fault.New(fault.InvalidRequest,
+				"environment variable %q is not possible: a name must not be empty or contain '=', and nothing may contain NUL bytes", key)
+		}
+	}
+	return nil
+}
+
+func equal(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }

@@ -1,0 +1,157 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// System says where an identity is written down for the programs of the sandbox to find.
+// What is empty is left alone: on a machine that is not a sandbox that is all of it.
+type System struct {
+	// RunDir gets the files sandbox-id and template-id.
+	RunDir string
+	// HostsPath and ResolvConfPath are files in the formats of hosts(5) and resolv.conf(5).
+	HostsPath, ResolvConfPath string
+	// SetHostname makes the kernel know the name.
+	SetHostname bool
+}
+
+// maxHostname is what sethostname(2) takes, in bytes.
+const maxHostname = 64
+
+func checkSystem(up Update) error {
+	if len(up.Hostname) > maxHostname {
+		return fault.New(fault.InvalidRequest, "the hostname is longer than %d bytes", maxHostname)
+	}
+	for _, r := range up.Hostname {
+		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '.' {
+			return fault.New(fault.InvalidRequest, "hostname %q has a character that is not a letter, a digit, '-' or '.'", up.Hostname)
+		}
+	}
+	for _, server := range up.Nameservers {
+		if _, err := netip.ParseAddr(server); err != nil {
+			return fault.New(fault.InvalidRequest, "nameserver %q is not an IP address", server)
+		}
+	}
+	return nil
+}
+
+// apply writes down what up says, as much of it as possible, and returns what failed.
+func (s System) apply(up Update) []error {
+	var failed []error
+	note := func(action string, err error) {
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", action, err))
+		}
+	}
+	if s.SetHostname && up.Hostname != "" {
+		note("set the hostname", setHostname(up.Hostname))
+	}
+	if s.HostsPath != "" && up.Hostname != "" {
+		old, err := os.ReadFile(s.HostsPath)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			note("read the hosts file", err)
+		} else {
+			note("write the hosts file", replaceFile(s.HostsPath, hostsFile(string(old), up.Hostname)))
+		}
+	}
+	if s.ResolvConfPath != "" && len(up.Nameservers) > 0 {
+		var conf strings.Builder
+		for _, server := range up.Nameservers {
+			fmt.Fprintf(&conf, "nameserver %s\n", server)
+		}
+		note("write the resolver's file", replaceFile(s.ResolvConfPath, conf.String()))
+	}
+	if s.RunDir == "" {
+		return failed
+	}
+	for name, id := range map[string]string{"sandbox-id": up.SandboxID, "template-id": up.TemplateID} {
+		if id != "" {
+			note("make the run directory", os.MkdirAll(s.RunDir, dirMode))
+			note("write "+name, replaceFile(filepath.Join(s.RunDir, name), id+"\n"))
+		}
+	}
+	return failed
+}
+
+func setHostname(name string) error {
+	if now, err := os.Hostname(); err == nil && now == name {
+		return nil
+	}
+	return unix.Sethostname([]byte(name))
+}
+
+// The address that Debian gives a machine's own name, and the lines that every hosts file
+// has.
+const (
+	ownAddress = "127.0.1.1"
+	localhost4 = "127.0.0.1\tlocalhost"
+	localhost6 = "::1\tlocalhost ip6-localhost ip6-loopback"
+)
+
+// hostsFile returns old with name as the machine's own name. Without that sudo looks the
+// name up on the network, and complains.
+func hostsFile(old, name string) string {
+	var lines []string
+	has4, has6 := false, false
+	for line := range strings.Lines(old) {
+		line = strings.TrimRight(line, "\n")
+		fields := strings.Fields(line)
+		if len(fields) > 0 && fields[0] == ownAddress {
+			continue
+		}
+		if len(fields) > 1 {
+			has4 = has4 || fields[0] == "127.0.0.1"
+			has6 = has6 || fields[0] == "::1"
+		}
+		lines = append(lines, line)
+	}
+	first := []string{}
+	if !has4 {
+		first = append(first, localhost4)
+	}
+	if !has6 {
+		first = append(first, localhost6)
+	}
+	lines = append(append(first, lines...), ownAddress+"\t"+name)
+	return strings.Join(lines, "\n") + "\n"
+}
+
+// Modes of what is made here: to be read by everybody.
+const (
+	fileMode = 0o644
+	dirMode  = 0o755
+)
+
+// replaceFile writes content so that a reader sees the old file or the new one. Where the
+// file cannot be replaced, being a mount of its own, it is written in place.
+func replaceFile(path, content string) error {
+	if old, err := os.ReadFile(path); err == nil && string(old) == content {
+		return nil
+	}
+	temp, err := os.CreateTemp(filepath.Dir(path), ".wrenn-identity-*")
+	if err != nil {
+		return os.WriteFile(path, []byte(content), fileMode)
+	}
+	_, err = temp.WriteString(content)
+	err = errors.Join(err, temp.Chmod(fileMode), temp.Close())
+	if err == nil {
+		err = os.Rename(temp.Name(), path)
+	}
+	if err == nil {
+		return nil
+	}
+	_ = os.Remove(temp.Name())
+	if errors.Is(err, unix.EBUSY) {
+		return os.WriteFile(path, []byte(content), fileMode)
+	}
+	return err
+}

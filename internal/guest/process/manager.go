@@ -1,0 +1,165 @@
+// Package process runs the commands of a sandbox: it starts them as some user, carries
+// their output to any number of subscribers and their input to them, ends them, and
+// collects whatever ends.
+//
+// A process belongs to nobody: no client's going away ends it, only its own end, a signal
+// or its time limit. The package must not know who asks for it or over which protocol;
+// users, environment and working directory come to it decided.
+package process
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// Config configures a Manager.
+type Config struct {
+	Logger *slog.Logger
+	// ReapOrphans collects children that the Manager did not start, as PID 1 and a
+	// subreaper must.
+	ReapOrphans bool
+	// MaxProcesses bounds how many processes and threads there may be at once, counting
+	// everything that started processes start themselves; 0 sets no bound.
+	MaxProcesses int
+	// CgroupMount is where the pids controller is mounted for that, and CgroupName the
+	// name of the cgroup made in it.
+	CgroupMount, CgroupName string
+}
+
+// Manager starts processes and finds them again. It is safe for concurrent use, and lives
+// from NewManager to Close.
+type Manager struct {
+	logger  *slog.Logger
+	limit   int
+	reaper  *reaper
+	spawner *spawner
+	wg      sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	live   map[int]*Process
+	// lingering are pipes that outlive their process in the hands of its descendants.
+	lingering map[*os.File]struct{}
+}
+
+// NewManager returns a running Manager. Where the limit on processes cannot be set up, it
+// says so in the log and goes on without one: a sandbox without it is worth more than none.
+func NewManager(cfg Config) *Manager {
+	m := &Manager{
+		logger:    cfg.Logger,
+		reaper:    newReaper(cfg.ReapOrphans, cfg.Logger),
+		spawner:   &spawner{},
+		live:      make(map[int]*Process),
+		lingering: make(map[*os.File]struct{}),
+	}
+	if cfg.MaxProcesses <= 0 {
+		return m
+	}
+	tasks, err := limitCgroup(cfg.CgroupMount, cfg.CgroupName, cfg.MaxProcesses)
+	if err == nil {
+		var limited *spawner
+		if limited, err = newSpawner(tasks); err == nil {
+			m.spawner, m.limit = limited, cfg.MaxProcesses
+		}
+	}
+	if err != nil {
+		cfg.Logger.Warn("the number of processes is not limited", "err", err)
+	}
+	return m
+}
+
+// Selector names a process by its pid or, when Tag is set, by its tag.
+type Selector struct {
+	PID int
+	Tag *string
+}
+
+// Find returns a running process. Of several with one tag it is the newest.
+func (m *Manager) Find(sel Selector) (*Process, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if sel.Tag == nil {
+		if p, ok := m.live[sel.PID]; ok {
+			return p, nil
+		}
+		return nil, fault.New(fault.NotFound, "process with pid %d not found", sel.PID)
+	}
+	var newest *Process
+	for _, p := range m.live {
+		if p.spec.Tag != nil && *p.spec.Tag == *sel.Tag && (newest == nil || p.started.After(newest.started)) {
+			newest = p
+		}
+	}
+	if newest == nil {
+		return nil, fault.New(fault.NotFound, "process with tag '%s' not found", *sel.Tag)
+	}
+	return newest, nil
+}
+
+// List returns the running processes, oldest first.
+func (m *Manager) List() []*Process {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	list := make([]*Process, 0, len(m.live))
+	for _, p := range m.live {
+		list = append(list, p)
+	}
+	slices.SortFunc(list, func(a, b *Process) int { return a.started.Compare(b.started) })
+	return list
+}
+
+// closeWait bounds how long Close waits for killed processes to end.
+const closeWait = 5 * time.Second
+
+// Close kills every process that is left and waits until all is given back.
+func (m *Manager) Close() {
+	m.mu.Lock()
+	m.closed = true
+	left := make([]*Process, 0, len(m.live))
+	for _, p := range m.live {
+		left = append(left, p)
+	}
+	m.mu.Unlock()
+	for _, p := range left {
+		_ = p.Signal(unix.SIGKILL) // it may have ended by itself, which is as good
+	}
+	m.closeLingering()
+
+	done := make(chan struct{})
+	go func() {
+		m.wg.Wait()
+		close(done)
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
+	defer cancel()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		m.logger.Warn("some processes did not end in time", "waited", closeWait)
+	}
+	m.spawner.close()
+	m.reaper.close()
+}
+
+// add makes p findable, unless the Manager is closed.
+func (m *Manager) add(p *Process) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.live[p.pid] = p
+}
+
+func (m *Manager) remove(p *Process) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.live[p.pid] == p {
+		delete(m.live, p.pid)
+	}
+}

@@ -1,0 +1,130 @@
+package process
+
+import (
+	"errors"
+	"io"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// pump carries what the process writes into f to the subscribers. It returns when f is
+// closed by all who can write to it, or when the process has ended, its grace is over and
+// what was in the pipe has been read; the pipe then drains on its own.
+func (p *Process) pump(f *os.File, kind Kind) {
+	large := false
+	for {
+		b, n, err := readPipe(f, large)
+		if n > 0 {
+			large = n == len(b.data)
+			p.publish(kind, b, n)
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			p.pumpRest(f, kind)
+			p.manager.drain(f)
+			return
+		default:
+			_ = f.Close()
+			return
+		}
+	}
+}
+
+// pumpRest publishes what is in the pipe now. It is bounded by what a pipe can hold, since
+// a descendant may be writing faster than it is read.
+func (p *Process) pumpRest(f *os.File, kind Kind) {
+	_ = f.SetReadDeadline(time.Time{})
+	for rest := pipeSize; rest > 0; {
+		b := newBuffer(true)
+		n := 0
+		if raw, err := f.SyscallConn(); err == nil {
+			_ = raw.Read(func(fd uintptr) bool {
+				n, _ = readRetry(int(fd), b.data)
+				return true // never wait
+			})
+		}
+		if n <= 0 {
+			b.release()
+			return
+		}
+		rest -= n
+		p.publish(kind, b, n)
+	}
+}
+
+// readPipe waits until f has something and reads it. Memory is taken only then: a process
+// that prints nothing costs none.
+func readPipe(f *os.File, large bool) (*buffer, int, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, 0, err
+	}
+	var b *buffer
+	var n int
+	var readErr error
+	err = raw.Read(func(fd uintptr) bool {
+		b = newBuffer(large)
+		n, readErr = readRetry(int(fd), b.data)
+		if n > 0 {
+			return true
+		}
+		b.release()
+		b = nil
+		return !errors.Is(readErr, unix.EAGAIN)
+	})
+	switch {
+	case err != nil:
+		return nil, 0, err
+	case readErr != nil:
+		return nil, 0, readErr
+	case n == 0:
+		return nil, 0, io.EOF
+	}
+	return b, n, nil
+}
+
+func readRetry(fd int, buf []byte) (int, error) {
+	for {
+		n, err := syscall.Read(fd, buf)
+		if !errors.Is(err, syscall.EINTR) {
+			return n, err
+		}
+	}
+}
+
+// drain reads f to its end and forgets what it reads. Closing f instead would kill, by
+// SIGPIPE, the very background process that outlived the command which started it.
+func (m *Manager) drain(f *os.File) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		_ = f.Close()
+		return
+	}
+	m.lingering[f] = struct{}{}
+	m.wg.Go(func() {
+		for {
+			b, _, err := readPipe(f, false)
+			if err != nil {
+				break
+			}
+			b.release()
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.lingering, f)
+		_ = f.Close()
+	})
+}
+
+func (m *Manager) closeLingering() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for f := range m.lingering {
+		_ = f.Close()
+	}
+}

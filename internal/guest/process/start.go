@@ -1,0 +1,282 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// User is who a process runs as.
+type User struct {
+	Name     string
+	UID, GID uint32
+	Groups   []uint32
+}
+
+// Spec says what to run.
+type Spec struct {
+	// Cmd is a path, or a name that is looked up in the PATH of Env.
+	Cmd  string
+	Args []string
+	// Env is the whole environment, as KEY=value.
+	Env []string
+	// Dir is the working directory, absolute.
+	Dir  string
+	User User
+	// Stdin gives the process a pipe that WriteStdin writes to; else it reads /dev/null.
+	Stdin bool
+	// Tag is a name to find the process by, if any.
+	Tag *string
+	// Limit is how long the process may run, from its start; 0 means for ever.
+	Limit time.Duration
+	// Requested is how the caller described the process, kept for List.
+	Requested Requested
+}
+
+// Requested is a process as its caller asked for it, before defaults.
+type Requested struct {
+	Envs map[string]string
+	Dir  *string
+}
+
+// defaultPath is searched when the environment has no PATH.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// pipeSize is what an output pipe holds, in bytes. With the kernel's default of 64 KiB a
+// process that prints much is woken for every second read of a small buffer.
+const pipeSize = 256 << 10
+
+// Start starts a process and subscribes to it before it can print anything.
+func (m *Manager) Start(_ context.Context, spec Spec) (*Process, *Subscription, error) {
+	if err := spec.check(); err != nil {
+		return nil, nil, err
+	}
+	path, err := findExecutable(spec.Cmd, spec.Dir, spec.Env)
+	if err != nil {
+		return nil, nil, err
+	}
+	files, err := openPipes(spec.Stdin)
+	if err != nil {
+		return nil, nil, fault.Wrap(err, fault.Internal, "the pipes of the command could not be made")
+	}
+	defer files.closeChild()
+
+	if !m.enter() {
+		files.closeParent()
+		return nil, nil, fault.New(fault.HostUnavailable, "the sandbox is shutting down")
+	}
+	pid, exited, err := m.reaper.launch(func() (pid int, err error) {
+		m.spawner.do(func() {
+			pid, err = syscall.ForkExec(path, append([]string{spec.Cmd}, spec.Args...), spec.attributes(files))
+		})
+		return pid, err
+	})
+	if err != nil {
+		m.wg.Done()
+		files.closeParent()
+		return nil, nil, m.startError(err, &spec)
+	}
+	p := &Process{
+		manager: m, spec: spec, pid: pid, started: time.Now(), exited: exited,
+		stdout: files.stdout, stderr: files.stderr, stdin: newInput(files.stdin),
+		subscribers: make(map[*Subscription]struct{}),
+	}
+	sub := p.Subscribe()
+	m.add(p)
+	go p.run()
+	return p, sub, nil
+}
+
+// enter counts a process that is about to start, unless the Manager is closed.
+func (m *Manager) enter() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false
+	}
+	m.wg.Add(1)
+	return true
+}
+
+func (s *Spec) attributes(files *pipes) *syscall.ProcAttr {
+	attr := &syscall.ProcAttr{
+		Dir:   s.Dir,
+		Env:   s.Env,
+		Files: []uintptr{uintptr(files.child[0]), uintptr(files.child[1]), uintptr(files.child[2])},
+		// A session of its own: signals reach the whole group and nothing else.
+		Sys: &syscall.SysProcAttr{Setsid: true},
+	}
+	// Setting even one's own identity needs a right that only root has.
+	if unix.Geteuid() == 0 || int(s.User.UID) != unix.Geteuid() {
+		attr.Sys.Credential = &syscall.Credential{Uid: s.User.UID, Gid: s.User.GID, Groups: s.User.Groups}
+	}
+	return attr
+}
+
+// check refuses what execve cannot express, with words that say so.
+func (s *Spec) check() error {
+	if s.Cmd == "" {
+		return fault.New(fault.InvalidRequest, "the command is empty; say what to run")
+	}
+	for _, text := range append([]string{s.Cmd, s.Dir}, s.Args...) {
+		if strings.ContainsRune(text, 0) {
+			return fault.New(fault.InvalidRequest, "the command, its arguments and its cwd must not contain NUL bytes")
+		}
+	}
+	for _, pair := range s.Env {
+		key, _, _ := strings.Cut(pair, "=")
+		if key == "" || strings.ContainsRune(pair, 0) {
+			return fault.New(fault.InvalidRequest,
+				"environment variable %q is not possible: names must not be empty or contain '=', and nothing may contain NUL bytes", key)
+		}
+	}
+	info, err := os.Stat(s.Dir)
+	switch {
+	case errors.Is(err, unix.ENAMETOOLONG):
+		return fault.New(fault.InvalidRequest, "cwd is too long")
+	case err != nil:
+		return fault.New(fault.InvalidRequest, "cwd '%s' does not exist", s.Dir)
+	case !info.IsDir():
+		return fault.New(fault.InvalidRequest, "cwd '%s' is not a directory", s.Dir)
+	}
+	return nil
+}
+
+// startError says why a process could not be started.
+func (m *Manager) startError(err error, spec *Spec) error {
+	switch {
+	case errors.Is(err, unix.EAGAIN) && m.limit > 0:
+		return fault.Wrap(err, fault.RateLimited,
+			"the sandbox has reached its limit of %d processes; end some and try again", m.limit)
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM):
+		return fault.Wrap(err, fault.RateLimited, "the sandbox has no room for another process; end some and try again")
+	case errors.Is(err, unix.ENOENT):
+		return fault.Wrap(err, fault.InvalidRequest,
+			"command '%s' cannot be run: its interpreter, its loader or cwd '%s' does not exist", spec.Cmd, spec.Dir)
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return fault.Wrap(err, fault.InvalidRequest,
+			"user '%s' may not run command '%s' or not enter cwd '%s'", spec.User.Name, spec.Cmd, spec.Dir)
+	case errors.Is(err, unix.ENOEXEC):
+		return fault.Wrap(err, fault.InvalidRequest,
+			"command '%s' is not a program for this machine; a script needs a first line such as #!/bin/sh", spec.Cmd)
+	case errors.Is(err, unix.E2BIG):
+		return fault.Wrap(err, fault.InvalidRequest, "the arguments and the environment of the command are too long")
+	}
+	return fault.Wrap(err, fault.InvalidRequest, "command '%s' could not be started: %v", spec.Cmd, err)
+}
+
+// findExecutable returns the path of the program that cmd names.
+func findExecutable(cmd, dir string, env []string) (string, error) {
+	if strings.Contains(cmd, "/") {
+		path := cmd
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(dir, cmd)
+		}
+		info, err := os.Stat(path)
+		switch {
+		case errors.Is(err, unix.ENAMETOOLONG):
+			return "", fault.New(fault.InvalidRequest, "the command's name is too long")
+		case err != nil:
+			return "", fault.New(fault.InvalidRequest, "command '%s' not found: no such file", cmd)
+		case !executable(info):
+			return "", fault.New(fault.InvalidRequest, "command '%s' is not an executable file", cmd)
+		}
+		return path, nil
+	}
+	search := defaultPath
+	for _, pair := range env {
+		if value, ok := strings.CutPrefix(pair, "PATH="); ok {
+			search = value
+		}
+	}
+	for _, folder := range filepath.SplitList(search) {
+		if !filepath.IsAbs(folder) {
+			folder = filepath.Join(dir, folder)
+		}
+		path := filepath.Join(folder, cmd)
+		if info, err := os.Stat(path); err == nil && executable(info) {
+			return path, nil
+		}
+	}
+	return "", fault.New(fault.InvalidRequest, "command '%s' not found in PATH (%s)", cmd, search)
+}
+
+// executeBits are the permission bits of which one must be set.
+const executeBits = 0o111
+
+func executable(info os.FileInfo) bool {
+	return info.Mode().IsRegular() && info.Mode().Perm()&executeBits != 0
+}
+
+// pipes are the two sides of a process's standard streams.
+type pipes struct {
+	child          [3]int
+	stdin          *os.File // nil: the process reads /dev/null
+	stdout, stderr *os.File
+}
+
+func openPipes(stdin bool) (p *pipes, err error) {
+	p = &pipes{child: [3]int{-1, -1, -1}}
+	defer func() {
+		if err != nil {
+			p.closeChild()
+			p.closeParent()
+		}
+	}()
+	if stdin {
+		if p.child[0], p.stdin, err = pipe(0); err != nil {
+			return p, err
+		}
+	} else if p.child[0], err = unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		return p, err
+	}
+	if p.child[1], p.stdout, err = pipe(1); err != nil {
+		return p, err
+	}
+	p.child[2], p.stderr, err = pipe(1)
+	return p, err
+}
+
+// pipe returns the child's end of a new pipe, the reading one (0) or the writing one (1),
+// and the other end for the daemon, which must not block a thread.
+func pipe(childEnd int) (int, *os.File, error) {
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		return -1, nil, err
+	}
+	ours := ends[1-childEnd]
+	if err := unix.SetNonblock(ours, true); err != nil {
+		_ = unix.Close(ends[0])
+		_ = unix.Close(ends[1])
+		return -1, nil, err
+	}
+	if childEnd == 1 {
+		// Refused where the user has many pipes; the default size works as well, slower.
+		_, _ = unix.FcntlInt(uintptr(ours), unix.F_SETPIPE_SZ, pipeSize)
+	}
+	return ends[childEnd], os.NewFile(uintptr(ours), "pipe"), nil
+}
+
+func (p *pipes) closeChild() {
+	for _, fd := range p.child {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+func (p *pipes) closeParent() {
+	for _, f := range []*os.File{p.stdin, p.stdout, p.stderr} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}

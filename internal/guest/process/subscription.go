@@ -1,0 +1,180 @@
+package process
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// Bounds of what waits for one subscriber. Whichever is reached first makes the process
+// wait.
+const (
+	maxPendingEvents = 256
+	maxPendingBytes  = 4 << 20
+)
+
+// stallLimit is how long a subscriber may take nothing at all while output waits for it.
+// Until then it slows the process, as a terminal does; then it is cut off, so that a
+// client which is stuck cannot hold a process, or its other subscribers, for ever.
+const stallLimit = 30 * time.Second
+
+// Subscription is one reader's view of a process: its output from the moment of
+// subscribing, then its end. Next is for one goroutine; Close is safe from any. It must be
+// closed.
+type Subscription struct {
+	// ready and room each hold one token: there may be an event to take, there may be
+	// room for another.
+	ready, room chan struct{}
+	gone        chan struct{}
+	stall       time.Duration
+	leave       func(*Subscription) // takes it off the process's list
+
+	mu      sync.Mutex
+	pending []Event
+	bytes   int
+	over    error // set: nothing is accepted any more, and Next returns it when pending is empty
+}
+
+func newSubscription(stall time.Duration, leave func(*Subscription)) *Subscription {
+	return &Subscription{
+		ready: make(chan struct{}, 1),
+		room:  make(chan struct{}, 1),
+		gone:  make(chan struct{}),
+		stall: stall,
+		leave: leave,
+	}
+}
+
+// Next returns the next event. After Ended it returns io.EOF. If nothing comes for idle it
+// returns an Idle event; an idle of zero waits for ever.
+func (s *Subscription) Next(ctx context.Context, idle time.Duration) (Event, error) {
+	var silence <-chan time.Time
+	for {
+		if ev, ok, err := s.take(); ok || err != nil {
+			return ev, err
+		}
+		if silence == nil && idle > 0 {
+			timer := time.NewTimer(idle)
+			defer timer.Stop()
+			silence = timer.C
+		}
+		select {
+		case <-s.ready:
+		case <-silence:
+			return Event{Kind: Idle}, nil
+		case <-ctx.Done():
+			return Event{}, context.Cause(ctx)
+		}
+	}
+}
+
+func (s *Subscription) take() (Event, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.pending) == 0 {
+		return Event{}, false, s.over
+	}
+	ev := s.pending[0]
+	s.pending[0] = Event{}
+	if s.pending = s.pending[1:]; len(s.pending) == 0 {
+		s.pending = nil
+	}
+	s.bytes -= len(ev.Data)
+	give(s.room)
+	return ev, true, nil
+}
+
+// Close ends the subscription; the process no longer waits for it.
+func (s *Subscription) Close() {
+	s.leave(s)
+	s.finish(io.EOF)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, ev := range s.pending {
+		ev.Release()
+	}
+	s.pending, s.bytes = nil, 0
+}
+
+// push hands an event over, waiting for room. It takes over the caller's reference and
+// says whether the subscriber is still there.
+func (s *Subscription) push(ev Event) bool {
+	var stalled <-chan time.Time
+	for {
+		if accepted, over := s.offer(ev); accepted || over {
+			return accepted
+		}
+		if stalled == nil {
+			timer := time.NewTimer(s.stall)
+			defer timer.Stop()
+			stalled = timer.C
+		}
+		select {
+		case <-s.room:
+		case <-s.gone:
+		case <-stalled:
+			s.finish(fault.New(fault.RateLimited,
+				"the output was not read for %v, so the stream was ended; the process goes on", s.stall))
+		}
+	}
+}
+
+// offer puts ev into the queue if there is room. When the subscription is over it lets go
+// of ev.
+func (s *Subscription) offer(ev Event) (accepted, over bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over != nil {
+		ev.Release()
+		return false, true
+	}
+	if !s.fits(ev) {
+		return false, false
+	}
+	s.pending = append(s.pending, ev)
+	s.bytes += len(ev.Data)
+	give(s.ready)
+	if s.fits(Event{}) {
+		// Another writer may be waiting for room, and there is only one token.
+		give(s.room)
+	}
+	if ev.Kind == Ended {
+		s.endLocked(io.EOF)
+	}
+	return true, false
+}
+
+// fits says whether ev has room. The end always has, and a piece of output always fits
+// into an empty queue.
+func (s *Subscription) fits(ev Event) bool {
+	if ev.Kind == Ended || len(s.pending) == 0 {
+		return true
+	}
+	return len(s.pending) < maxPendingEvents && s.bytes+len(ev.Data) <= maxPendingBytes
+}
+
+// finish ends the subscription with err, which Next returns after what is pending.
+func (s *Subscription) finish(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endLocked(err)
+}
+
+func (s *Subscription) endLocked(err error) {
+	if s.over != nil {
+		return
+	}
+	s.over = err
+	close(s.gone)
+	give(s.ready)
+}
+
+func give(token chan struct{}) {
+	select {
+	case token <- struct{}{}:
+	default:
+	}
+}

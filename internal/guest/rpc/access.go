@@ -1,0 +1,123 @@
+package rpc
+
+import (
+	"context"
+	"encoding/base64"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/internal/guest/identity"
+	"github.com/wrenn-sandbox/wrenn/proto/guest/process/processconnect"
+)
+
+// tokenHeader carries the access token of a secured sandbox.
+const tokenHeader = "X-Access-Token"
+
+// crossOrigin lets pages of every origin in, and answers their preflights: what protects a
+// sandbox is its token, not the browser.
+func crossOrigin(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Origin") == "" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		header := w.Header()
+		header.Set("Access-Control-Allow-Origin", "*")
+		header.Set("Access-Control-Expose-Headers", "*")
+		if r.Method != http.MethodOptions || r.Header.Get("Access-Control-Request-Method") == "" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		header.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+		// Named one by one: a * does not stand for Authorization.
+		if asked := r.Header.Get("Access-Control-Request-Headers"); asked != "" {
+			header.Set("Access-Control-Allow-Headers", asked)
+		}
+		header.Set("Access-Control-Max-Age", "7200")
+		w.WriteHeader(http.StatusNoContent)
+	})
+}
+
+// requireToken refuses requests without the access token, once one is set. Some paths have
+// rules of their own: /health has none, /init may bring the first token, and /files can be
+// opened by a signature.
+func (s *Server) requireToken(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method + " " + r.URL.Path {
+		case "GET /health", "GET /files", "POST /files", "POST /init":
+		default:
+			if !s.identity.Authorized(r.Header.Get(tokenHeader)) {
+				writeError(w, fault.New(fault.Unauthorized,
+					"unauthorized access, please provide a valid access token or method signing if supported"))
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// fileAccess says whether a request may reach the file that it names.
+func (s *Server) fileAccess(r *http.Request) error {
+	token := r.Header.Get(tokenHeader)
+	switch {
+	case s.identity.Authorized(token):
+		return nil
+	case token != "":
+		return fault.New(fault.Unauthorized, "access token present in header but does not match")
+	}
+	return fault.New(fault.Unauthorized, "missing signature query parameter")
+}
+
+// user returns the account that an RPC is to act as: the one of its basic authorization,
+// whose password means nothing, or the default user.
+func (s *Server) user(header http.Header) (identity.User, error) {
+	return s.identity.User(basicUser(header))
+}
+
+func basicUser(header http.Header) string {
+	scheme, encoded, _ := strings.Cut(header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Basic") {
+		return ""
+	}
+	decoded, err := base64.StdEncoding.DecodeString(strings.TrimSpace(encoded))
+	if err != nil {
+		return ""
+	}
+	name, _, _ := strings.Cut(string(decoded), ":")
+	return name
+}
+
+// timeoutHeader is how a Connect client says how long it will wait, in milliseconds.
+const timeoutHeader = "Connect-Timeout-Ms"
+
+// maxTimeoutDigits is how long the Connect protocol lets that number be.
+const maxTimeoutDigits = 10
+
+type limitKey struct{}
+
+// takeLimit makes the timeout of a Start the limit of the process that it starts. Connect
+// would end the request when it passes, and with it the stream, while the process went
+// on; so Connect must not see it. Nonsense is left to Connect to refuse.
+func takeLimit(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == processconnect.ProcessStartProcedure {
+			text := r.Header.Get(timeoutHeader)
+			ms, err := strconv.ParseUint(text, 10, 64)
+			if err == nil && len(text) <= maxTimeoutDigits {
+				r.Header.Del(timeoutHeader)
+				limit := time.Duration(ms) * time.Millisecond
+				r = r.WithContext(context.WithValue(r.Context(), limitKey{}, limit))
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// limitOf returns the limit that takeLimit found, 0 when there is none.
+func limitOf(ctx context.Context) time.Duration {
+	limit, _ := ctx.Value(limitKey{}).(time.Duration)
+	return limit
+}

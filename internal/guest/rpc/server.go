@@ -1,0 +1,85 @@
+// Package rpc is the edge of the guest daemon: the Connect services and HTTP paths that
+// the host and the SDKs speak. It decodes, checks who may ask, calls the packages that do
+// the work, and encodes.
+//
+// Protocol types stop here. The package must not know how processes are run, files are
+// written or identities are kept.
+package rpc
+
+import (
+	"log/slog"
+	"math"
+	"net/http"
+
+	"connectrpc.com/connect"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/internal/guest/filesystem"
+	"github.com/wrenn-sandbox/wrenn/internal/guest/identity"
+	"github.com/wrenn-sandbox/wrenn/internal/guest/process"
+	"github.com/wrenn-sandbox/wrenn/proto/guest/filesystem/filesystemconnect"
+	"github.com/wrenn-sandbox/wrenn/proto/guest/process/processconnect"
+)
+
+// Version is the version of the guest protocol that the daemon speaks; SDKs choose by it
+// what they may ask for.
+const Version = "0.6.13"
+
+// maxMessage bounds one message from a client, in bytes. Contents of files do not travel
+// in messages.
+const maxMessage = 64 << 20
+
+// Config configures a Server.
+type Config struct {
+	Logger *slog.Logger
+	// Users are the accounts of the system.
+	Users *identity.Users
+	// System is where the sandbox's identity is written down.
+	System identity.System
+	// Path is the PATH that processes get.
+	Path string
+	// Processes configures how processes are run; its Logger is set by New.
+	Processes process.Config
+}
+
+// Server is the guest daemon without its listener. It is safe for concurrent use.
+type Server struct {
+	logger    *slog.Logger
+	path      string
+	identity  *identity.Identity
+	processes *process.Manager
+	files     *filesystem.Files
+}
+
+// New returns a Server and the handler of everything that it serves.
+func New(cfg Config) (*Server, http.Handler) {
+	cfg.Processes.Logger = cfg.Logger
+	s := &Server{
+		logger:    cfg.Logger,
+		path:      cfg.Path,
+		identity:  identity.New(cfg.Users, cfg.System, cfg.Logger),
+		processes: process.NewManager(cfg.Processes),
+		files:     filesystem.New(cfg.Users),
+	}
+	options := []connect.HandlerOption{
+		connect.WithInterceptors(fault.Interceptor(), failureLog{cfg.Logger}),
+		connect.WithReadMaxBytes(maxMessage),
+		// What clients compress is understood, but nothing is compressed for them: the way
+		// is short, and the time would be the sandbox's.
+		connect.WithCompressMinBytes(math.MaxInt),
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.Handle("POST /init", s.answer(s.init))
+	mux.Handle("GET /files", s.answer(s.download))
+	mux.Handle("POST /files", s.answer(s.upload))
+	mux.Handle(processconnect.NewProcessHandler(processService{server: s}, options...))
+	mux.Handle(filesystemconnect.NewFilesystemHandler(filesystemService{server: s}, options...))
+	return s, crossOrigin(s.requireToken(takeLimit(mux)))
+}
+
+// Close ends every process that is still running. The handler must not be in use any more.
+func (s *Server) Close() { s.processes.Close() }

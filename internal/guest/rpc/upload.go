@@ -1,0 +1,190 @@
+package rpc
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/internal/guest/filesystem"
+	"github.com/wrenn-sandbox/wrenn/internal/guest/identity"
+)
+
+// uploadIdle is how long an upload may bring nothing before it is given up.
+const uploadIdle = 60 * time.Second
+
+// written is how an upload's answer describes one file.
+type written struct {
+	Path string `json:"path"`
+	Name string `json:"name"`
+	Type string `json:"type"`
+}
+
+// upload answers POST /files. All of its files are replaced after all have arrived; if
+// anything fails before, none is.
+func (s *Server) upload(w http.ResponseWriter, r *http.Request) error {
+	if err := s.fileAccess(r); err != nil {
+		return err
+	}
+	user, err := s.fileUser(r)
+	if err != nil {
+		return err
+	}
+	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
+		return fault.New(fault.InvalidRequest, "unsupported content encoding '%s'; send the file as it is", encoding)
+	}
+	up := uploading{server: s, user: user, targets: make(map[string]bool)}
+	defer up.abort()
+	control := http.NewResponseController(w)
+	// The connection may serve other requests, at their own pace.
+	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
+	body := impatientReader{r.Body, control}
+
+	mediaType, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	switch {
+	case err == nil && strings.HasPrefix(mediaType, "multipart/"):
+		err = up.readParts(body, params["boundary"], r.URL.Query().Get("path"))
+	case err == nil && mediaType == "application/octet-stream":
+		if !r.URL.Query().Has("path") || r.URL.Query().Get("path") == "" {
+			return fault.New(fault.InvalidRequest, "the query parameter 'path' is missing; it says where the file is to be written")
+		}
+		err = up.readFile(body, r.URL.Query().Get("path"))
+	default:
+		return fault.New(fault.InvalidRequest,
+			"unsupported content type '%s'; use application/octet-stream or multipart/form-data", r.Header.Get("Content-Type"))
+	}
+	if err != nil {
+		return uploadError(err)
+	}
+	files, err := up.commit()
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	_ = json.NewEncoder(w).Encode(files) // the client may be gone; the files are there
+	return nil
+}
+
+// uploadError tells a body that did not arrive from a fault of the daemon.
+func uploadError(err error) error {
+	var known *fault.Error
+	switch {
+	case errors.As(err, &known):
+		return err
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fault.Wrap(err, fault.InvalidRequest, "nothing of the upload came for %v, so it was given up", uploadIdle)
+	}
+	return fault.Wrap(err, fault.InvalidRequest, "the upload ended before it was complete; nothing was written")
+}
+
+// impatientReader fails a read that brings nothing for uploadIdle.
+type impatientReader struct {
+	body    io.Reader
+	control *http.ResponseController
+}
+
+func (r impatientReader) Read(p []byte) (int, error) {
+	// Where deadlines are not supported, the client's patience has to do.
+	_ = r.control.SetReadDeadline(time.Now().Add(uploadIdle))
+	return r.body.Read(p)
+}
+
+// uploading is one upload in progress.
+type uploading struct {
+	server  *Server
+	user    identity.User
+	files   []written
+	pending []*filesystem.Replacement
+	targets map[string]bool
+}
+
+// readFile takes src as the content of the file that given names.
+func (u *uploading) readFile(src io.Reader, given string) error {
+	path, err := filesystem.Resolve(given, u.user.Home, u.server.identity.Workdir())
+	if err != nil {
+		return err
+	}
+	file, err := filesystem.Replace(path, ownerOf(u.user))
+	if err != nil {
+		return err
+	}
+	u.pending = append(u.pending, file)
+	if u.targets[file.Target()] {
+		return fault.New(fault.InvalidRequest, "path '%s' is in the upload more than once", path)
+	}
+	u.targets[file.Target()] = true
+	if _, err := file.ReadFrom(src); err != nil {
+		return err
+	}
+	u.files = append(u.files, written{Path: path, Name: filepath.Base(path), Type: "file"})
+	return nil
+}
+
+// readParts takes every part of a multipart body that is named file. Its path is given,
+// or else its whole file name.
+func (u *uploading) readParts(body io.Reader, boundary, given string) error {
+	if boundary == "" {
+		return fault.New(fault.InvalidRequest, "the multipart content type has no boundary")
+	}
+	// A multipart reader asks for 4 KiB at a time; the buffer turns that into few calls.
+	parts := multipart.NewReader(bufio.NewReaderSize(body, filesystem.CopyBuffer), boundary)
+	for {
+		part, err := parts.NextRawPart()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case part.FormName() != "file":
+			continue
+		}
+		path := given
+		if path == "" {
+			if path = fileName(part); path == "" {
+				return fault.New(fault.InvalidRequest, "a part named 'file' has no filename; give one, or the query parameter 'path'")
+			}
+		}
+		if err := u.readFile(part, path); err != nil {
+			return err
+		}
+	}
+}
+
+// fileName returns a part's file name as it was sent. Part.FileName would return the last
+// element of it only, and the SDKs send whole paths.
+func fileName(part *multipart.Part) string {
+	_, params, err := mime.ParseMediaType(part.Header.Get("Content-Disposition"))
+	if err != nil {
+		return ""
+	}
+	return params["filename"]
+}
+
+// commit gives every file its new content.
+func (u *uploading) commit() ([]written, error) {
+	for len(u.pending) > 0 {
+		next := u.pending[0]
+		u.pending = u.pending[1:]
+		if err := next.Commit(); err != nil {
+			return nil, err
+		}
+	}
+	if u.files == nil {
+		u.files = []written{}
+	}
+	return u.files, nil
+}
+
+func (u *uploading) abort() {
+	for _, file := range u.pending {
+		file.Abort()
+	}
+}
