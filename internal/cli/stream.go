@@ -1,0 +1,217 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+	"unicode/utf8"
+
+	"github.com/coder/websocket"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+const (
+	// stopGrace is how long the server has to tell the end of a command that was stopped.
+	stopGrace = 5 * time.Second
+	// stdinChunk is how much stdin is sent in a message, in bytes. A message holds at most
+	// 1 MiB, and base64 makes a chunk a third larger.
+	stdinChunk = 256 << 10
+	// maxMessage bounds a message of the server, in bytes.
+	maxMessage = 16 << 20
+)
+
+// clientMessage is what a client sends over exec/stream. What its fields mean is in
+// api/openapi.yaml.
+type clientMessage struct {
+	Type       string            `json:"type"`
+	Cmd        string            `json:"cmd,omitempty"`
+	Args       []string          `json:"args,omitempty"`
+	Envs       map[string]string `json:"envs,omitempty"`
+	Cwd        string            `json:"cwd,omitempty"`
+	User       string            `json:"user,omitempty"`
+	TimeoutSec int64             `json:"timeout_sec,omitempty"`
+	Tag        string            `json:"tag,omitempty"`
+	Stdin      bool              `json:"stdin,omitempty"`
+	Data       string            `json:"data,omitempty"`
+	Encoding   string            `json:"encoding,omitempty"`
+}
+
+// serverMessage is what the server sends over exec/stream.
+type serverMessage struct {
+	Type     string     `json:"type"`
+	Data     string     `json:"data"`
+	Encoding string     `json:"encoding"`
+	Code     fault.Code `json:"code"`
+	ended
+}
+
+// ended is how a command ended.
+type ended struct {
+	ExitCode int    `json:"exit_code"`
+	Signal   string `json:"signal"`
+	TimedOut bool   `json:"timed_out"`
+}
+
+// base64Encoding marks data that is not UTF-8.
+const base64Encoding = "base64"
+
+// bytes returns a message's data.
+func (m *serverMessage) bytes() ([]byte, error) {
+	if m.Encoding != base64Encoding {
+		return []byte(m.Data), nil
+	}
+	return base64.StdEncoding.DecodeString(m.Data)
+}
+
+// execStream is one command over a WebSocket.
+type execStream struct {
+	conn *websocket.Conn
+}
+
+// stream runs a command of a sandbox with live streams until it ends. A nil in leaves the
+// command without stdin. When ctx ends the command is killed, and what ended ctx is the
+// error.
+func (s *server) stream(ctx context.Context, id string, start clientMessage, in io.Reader, out, errOut io.Writer) (ended, error) {
+	x, err := s.dialExec(ctx, id)
+	if err != nil {
+		return ended{}, err
+	}
+	defer x.conn.CloseNow()
+
+	// Reading with ctx would cut the connection the moment it ends, and leave the command
+	// running; life goes on until the command is stopped.
+	life, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	start.Type, start.Stdin = "start", in != nil
+	if err := x.send(life, start); err != nil {
+		return ended{}, s.unreachable(err)
+	}
+	defer context.AfterFunc(ctx, func() { x.stop(life, cut) })()
+	if in != nil {
+		// A read of standard input cannot be broken off: this goroutine may stay blocked in
+		// one until the program ends.
+		go x.feed(life, in)
+	}
+
+	how, err := x.receive(life, out, errOut)
+	if ctx.Err() != nil {
+		return ended{}, ctx.Err()
+	}
+	var closed websocket.CloseError
+	if errors.Is(err, io.EOF) || errors.As(err, &closed) {
+		return ended{}, fault.Wrap(err, fault.HostUnavailable, "the connection broke before the command ended; it may still run, see `wrenn ps %s`", id)
+	}
+	return how, err
+}
+
+func (s *server) dialExec(ctx context.Context, id string) (*execStream, error) {
+	header := http.Header{}
+	s.authorise(header)
+	at := s.at.APIURL + "/v1/sandboxes/" + url.PathEscape(id) + "/exec/stream"
+	conn, resp, err := websocket.Dial(ctx, at, &websocket.DialOptions{HTTPClient: s.http, HTTPHeader: header})
+	if err != nil {
+		if resp != nil && resp.StatusCode >= http.StatusBadRequest {
+			return nil, s.refused(resp)
+		}
+		return nil, s.unreachable(err)
+	}
+	conn.SetReadLimit(maxMessage)
+	return &execStream{conn: conn}, nil
+}
+
+func (x *execStream) send(ctx context.Context, m clientMessage) error {
+	text, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return x.conn.Write(ctx, websocket.MessageText, text)
+}
+
+// stop asks for the command's end and cuts the connection if none comes.
+func (x *execStream) stop(ctx context.Context, cut context.CancelFunc) {
+	time.AfterFunc(stopGrace, cut)
+	if x.send(ctx, clientMessage{Type: "stop"}) != nil {
+		cut()
+	}
+}
+
+// feed sends stdin until its end. Errors of the connection are the receiver's to tell.
+func (x *execStream) feed(ctx context.Context, in io.Reader) {
+	buf := make([]byte, stdinChunk)
+	for {
+		n, readErr := in.Read(buf)
+		if n > 0 {
+			m := clientMessage{Type: "stdin", Data: string(buf[:n])}
+			if !utf8.Valid(buf[:n]) {
+				m.Data, m.Encoding = base64.StdEncoding.EncodeToString(buf[:n]), base64Encoding
+			}
+			if x.send(ctx, m) != nil {
+				return
+			}
+		}
+		if readErr != nil {
+			_ = x.send(ctx, clientMessage{Type: "stdin_close"})
+			return
+		}
+	}
+}
+
+// receive writes the command's output until it has ended.
+func (x *execStream) receive(ctx context.Context, out, errOut io.Writer) (ended, error) {
+	// An error may be about one message only, such as stdin that came when the command had
+	// just ended; then the exit follows. It is the result when nothing follows.
+	var failure error
+	for {
+		_, text, err := x.conn.Read(ctx)
+		if err != nil {
+			return ended{}, cmp.Or(failure, err)
+		}
+		var m serverMessage
+		if err := json.Unmarshal(text, &m); err != nil {
+			return ended{}, fault.Wrap(err, fault.AgentError, "the server sent something that is no message")
+		}
+		switch m.Type {
+		case "stdout":
+			err = m.writeTo(out)
+		case "stderr":
+			err = m.writeTo(errOut)
+		case "exit":
+			_ = x.conn.Close(websocket.StatusNormalClosure, "") // the command has ended either way
+			return m.ended, nil
+		case "error":
+			failure = m.failure()
+		}
+		if err != nil {
+			// Nobody reads the output any more, so nobody wants the command either.
+			_ = x.send(ctx, clientMessage{Type: "stop"})
+			return ended{}, err
+		}
+	}
+}
+
+func (m *serverMessage) writeTo(w io.Writer) error {
+	data, err := m.bytes()
+	if err != nil {
+		return fault.Wrap(err, fault.AgentError, "the server sent output that cannot be decoded")
+	}
+	if _, err := w.Write(data); err != nil {
+		return fmt.Errorf("write the command's output: %w", err)
+	}
+	return nil
+}
+
+func (m *serverMessage) failure() error {
+	code := m.Code
+	if code == "" {
+		code = fault.AgentError
+	}
+	return fault.New(code, "%s", m.Data)
+}
