@@ -1,0 +1,167 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"strings"
+	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// What a sandbox gets when its creator does not say.
+const (
+	DefaultTemplate = "base"
+	DefaultVCPUs    = 1
+	DefaultMemoryMB = 512
+	DefaultDiskMB   = 10240
+)
+
+// Options is what the creator of a sandbox may say. Zero values are the defaults.
+type Options struct {
+	Template  string
+	Resources Resources
+	Timeout   time.Duration
+	Deadline  time.Duration
+	OnTimeout OnTimeout
+	Env       map[string]string
+	User      string
+	Metadata  map[string]string
+}
+
+func (o Options) withDefaults() Options {
+	def := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	def(&o.Resources.VCPUs, DefaultVCPUs)
+	def(&o.Resources.MemoryMB, DefaultMemoryMB)
+	def(&o.Resources.DiskMB, DefaultDiskMB)
+	if o.Template == "" {
+		o.Template = DefaultTemplate
+	}
+	if o.OnTimeout == "" {
+		o.OnTimeout = Pause
+	}
+	return o
+}
+
+// Create makes a sandbox and answers when it is usable. When ctx ends before that, or
+// anything fails, nothing of it is left.
+func (s *Service) Create(ctx context.Context, o Options) (Sandbox, error) {
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return Sandbox{}, err
+	}
+	host, err := s.hostInfo.get(ctx, s.host)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	if err := o.Resources.within(host.Max); err != nil {
+		return Sandbox{}, err
+	}
+
+	now := now()
+	sb := Sandbox{
+		ID: newID(), Status: Starting, Template: o.Template, Resources: o.Resources,
+		Timeout: o.Timeout, Deadline: o.Deadline, OnTimeout: o.OnTimeout,
+		Runtime: host.Runtime, HostID: host.ID, Metadata: o.Metadata,
+		CreatedAt: now, UpdatedAt: now,
+	}
+	defer s.claim(sb.ID)()
+	if err := s.store.Insert(ctx, sb); err != nil {
+		return Sandbox{}, err
+	}
+	if err := s.start(ctx, &sb, o); err != nil {
+		s.undoCreate(ctx, sb.ID)
+		return Sandbox{}, err
+	}
+	if sb.Timeout > 0 || sb.Deadline > 0 {
+		s.rearmClocks()
+	}
+	return sb, nil
+}
+
+// start has the host make sb and writes down what came of it.
+func (s *Service) start(ctx context.Context, sb *Sandbox, o Options) error {
+	made, err := s.host.Create(ctx, Spec{
+		ID: sb.ID, Template: sb.Template, Resources: sb.Resources, Env: o.Env, User: o.User,
+	})
+	if err != nil {
+		return err
+	}
+	now := now()
+	sb.Status, sb.HostIP, sb.GuestIP = Running, made.HostIP, made.GuestIP
+	sb.StartedAt, sb.LastActiveAt, sb.UpdatedAt = made.StartedAt, now, now
+	if sb.StartedAt.IsZero() {
+		sb.StartedAt = now
+	}
+	if made.Runtime != "" {
+		sb.Runtime = made.Runtime
+	}
+	ok, err := s.store.Started(ctx, *sb, Starting)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fault.New(fault.Conflict, "sandbox %q was deleted while it started", sb.ID)
+	}
+	// A client that has gone never learns the id, so nobody would ever delete it.
+	return ctx.Err()
+}
+
+// undoCreate removes what a failed create may have left, even when its client has gone.
+func (s *Service) undoCreate(ctx context.Context, id string) {
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	if err := s.remove(ctx, id); err != nil {
+		s.log.ErrorContext(ctx, "could not remove a sandbox whose creation failed", "sandbox", id, "error", err)
+	}
+}
+
+// claim notes that this process creates id; the returned function ends that.
+func (s *Service) claim(id string) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.creating[id] = true
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.creating, id)
+	}
+}
+
+// claimed reports whether this process creates id right now.
+func (s *Service) claimed(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.creating[id]
+}
+
+const (
+	idPrefix   = "sb"
+	idLength   = 20
+	idAlphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
+)
+
+// newID returns an id that is DNS-safe and cannot be guessed (103 bits).
+func newID() string { return idPrefix + randomName(idLength) }
+
+// randomName returns n characters of the id alphabet, each as likely as the others.
+func randomName(n int) string {
+	// Bytes at or above the largest multiple of the alphabet's length would favour its
+	// first letters.
+	const fair = 256 - 256%len(idAlphabet)
+	var b strings.Builder
+	var buf [64]byte
+	for b.Len() < n {
+		_, _ = rand.Read(buf[:]) // never fails: it ends the program instead
+		for _, c := range buf {
+			if int(c) < fair && b.Len() < n {
+				b.WriteByte(idAlphabet[int(c)%len(idAlphabet)])
+			}
+		}
+	}
+	return b.String()
+}

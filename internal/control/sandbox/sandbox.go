@@ -1,0 +1,114 @@
+// Package sandbox is sandboxes as users see them: it decides what may be done, stores
+// what was decided and asks the host that a sandbox is on to do it. Service has their
+// life, Processes the commands in them and Files their files.
+//
+// It declares the store and the host that it needs and must not know SQL, HTTP or the
+// RPC that they speak.
+package sandbox
+
+import (
+	"time"
+)
+
+// Status is where a sandbox is in its life, as the native API names it.
+type Status string
+
+// The statuses. Stopped, Missing and Error are final and come with a reason.
+const (
+	Pending  Status = "pending"
+	Starting Status = "starting"
+	Running  Status = "running"
+	Pausing  Status = "pausing"
+	Paused   Status = "paused"
+	Resuming Status = "resuming"
+	Stopping Status = "stopping"
+	Stopped  Status = "stopped"
+	Missing  Status = "missing"
+	Error    Status = "error"
+)
+
+// OnTimeout is what happens when a sandbox's idle timeout or deadline passes.
+type OnTimeout string
+
+// What can happen at a timeout.
+const (
+	Pause OnTimeout = "pause"
+	Kill  OnTimeout = "kill"
+)
+
+// Resources is what a sandbox may use.
+type Resources struct {
+	VCPUs    int
+	MemoryMB int // MiB
+	DiskMB   int // MiB that it may write
+}
+
+// Sandbox is a value: a sandbox as the store last knew it. Zero times mean never.
+type Sandbox struct {
+	ID        string
+	Status    Status
+	Reason    string // why the status is final; for a person
+	Template  string
+	Resources Resources
+
+	Timeout   time.Duration // idle timeout; 0: none
+	Deadline  time.Duration // from CreatedAt; 0: none
+	OnTimeout OnTimeout
+
+	Runtime string
+	HostID  string
+	HostIP  string
+	GuestIP string
+
+	Metadata map[string]string
+
+	CreatedAt    time.Time
+	StartedAt    time.Time
+	LastActiveAt time.Time
+	UpdatedAt    time.Time
+}
+
+// EndsAt is when the deadline or, without further activity, the idle timeout passes,
+// whichever is sooner; zero when there is neither or the sandbox has already ended.
+func (s *Sandbox) EndsAt() time.Time {
+	ends, _ := s.end()
+	return ends
+}
+
+// end is EndsAt with whether it is the deadline.
+func (s *Sandbox) end() (at time.Time, deadline bool) {
+	switch s.Status {
+	case Stopping, Stopped, Missing, Error:
+		return time.Time{}, false
+	}
+	if s.Timeout > 0 {
+		active := s.LastActiveAt
+		if active.IsZero() {
+			active = s.CreatedAt
+		}
+		at = active.Add(s.Timeout)
+	}
+	if s.Deadline > 0 {
+		if d := s.CreatedAt.Add(s.Deadline); at.IsZero() || d.Before(at) {
+			return d, true
+		}
+	}
+	return at, false
+}
+
+// Filter says which sandboxes a Store lists: newest first, then by id. Zero fields do
+// not filter.
+type Filter struct {
+	Status   Status
+	Template string
+	Metadata map[string]string // all must match
+	Timed    bool              // only those with an idle timeout or a deadline
+	After    Position          // only those that come after this one
+	Limit    int               // 0: no limit
+}
+
+// Position is a place in a list of sandboxes.
+type Position struct {
+	CreatedAt time.Time
+	ID        string
+}

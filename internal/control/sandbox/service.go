@@ -1,0 +1,138 @@
+package sandbox
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// Store keeps sandboxes. Its not_found means that there is no such row and nothing else.
+type Store interface {
+	Insert(ctx context.Context, s Sandbox) error
+	Get(ctx context.Context, id string) (Sandbox, error)
+	List(ctx context.Context, f Filter) ([]Sandbox, error)
+	// Started writes the status, the reason and what only the host knew, if the sandbox
+	// is in one of the statuses from; it reports whether it was.
+	Started(ctx context.Context, s Sandbox, from ...Status) (bool, error)
+	// SetStatus changes the status and the reason if the sandbox is in one of the
+	// statuses from; it reports whether it was.
+	SetStatus(ctx context.Context, id string, to Status, reason string, at time.Time, from ...Status) (bool, error)
+	// Delete reports whether there was something to delete.
+	Delete(ctx context.Context, id string) (bool, error)
+	// Touch writes when sandboxes were last active; unknown ids are passed over.
+	Touch(ctx context.Context, active map[string]time.Time) error
+}
+
+// Config is what the package's services work with.
+type Config struct {
+	Store     Store
+	Host      Host
+	Processes HostProcesses
+	Files     HostFiles
+	Log       *slog.Logger
+}
+
+// Service is the life of sandboxes. Make it with New and let Run run beside it. It is
+// safe for concurrent use.
+type Service struct {
+	store     Store
+	host      Host
+	processes HostProcesses
+	files     HostFiles
+	log       *slog.Logger
+
+	activity *activity
+	hostInfo hostInfoCache
+	// rearm wakes the clocks when a sandbox came that may end before what they wait for.
+	rearm chan struct{}
+
+	mu sync.Mutex
+	// creating is the ids that a Create of this process works on: a row in Starting that
+	// is not among them was left by a process that died.
+	creating map[string]bool
+}
+
+// New returns the service of sandboxes.
+func New(cfg Config) *Service {
+	return &Service{
+		store:     cfg.Store,
+		host:      cfg.Host,
+		processes: cfg.Processes,
+		files:     cfg.Files,
+		log:       cfg.Log,
+		activity:  newActivity(),
+		rearm:     make(chan struct{}, 1),
+		creating:  make(map[string]bool),
+	}
+}
+
+// Processes returns the service of commands in sandboxes.
+func (s *Service) Processes() *Processes {
+	return &Processes{core: s, host: s.processes, log: s.log}
+}
+
+// Files returns the service of files in sandboxes.
+func (s *Service) Files() *Files { return &Files{core: s, host: s.files} }
+
+// Run follows the host's news, ends sandboxes whose time has come and writes activity
+// down, until ctx ends. It returns an error only if it could not write at the end.
+func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { s.watch(ctx); return nil })
+	g.Go(func() error { s.runClocks(ctx); return nil })
+	g.Go(func() error { return s.activity.flushUntilDone(ctx, s.store, s.log) })
+	return g.Wait()
+}
+
+// Ready reports whether the host can be reached.
+func (s *Service) Ready(ctx context.Context) error {
+	_, err := s.host.Describe(ctx)
+	return err
+}
+
+// cleanupTime bounds what is done after the request that caused it has gone.
+const cleanupTime = 60 * time.Second
+
+// detached is a context that survives the end of ctx, for work that must not be left
+// half done.
+func detached(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+}
+
+// requireRunning returns the error of an action that only a running sandbox can do.
+func (s *Service) requireRunning(ctx context.Context, id string) error {
+	sb, err := s.store.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	if sb.Status == Running {
+		return nil
+	}
+	why := ""
+	if sb.Reason != "" {
+		why = " (" + sb.Reason + ")"
+	}
+	return fault.New(fault.InvalidState, "sandbox %q is %s%s; only a running sandbox can do this", id, sb.Status, why)
+}
+
+// use begins an action inside a running sandbox; the sandbox is not idle before the
+// returned function is called.
+func (s *Service) use(ctx context.Context, id string) (done func(), err error) {
+	if err := s.requireRunning(ctx, id); err != nil {
+		return nil, err
+	}
+	done, ok := s.activity.begin(id)
+	if !ok {
+		return nil, fault.New(fault.InvalidState, "sandbox %q is being stopped because its time has come", id)
+	}
+	return done, nil
+}
+
+// now is the time as every part of Wrenn keeps it: UTC in microseconds, so that what is
+// answered at once equals what is read back from any database.
+func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
