@@ -1,10 +1,13 @@
 package filesystem
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -12,7 +15,9 @@ import (
 )
 
 // Move renames source to destination, replacing a file there, and makes the missing
-// directories above it.
+// directories above it. Between file systems, where there is no renaming, it copies all
+// that is known about the source and then removes it; the destination still appears as a
+// whole or not at all.
 func (f *Files) Move(ctx context.Context, source, destination string, owner Owner) (Entry, error) {
 	if _, err := os.Lstat(source); err != nil {
 		return Entry{}, explain(err, "move", source)
@@ -21,6 +26,9 @@ func (f *Files) Move(ctx context.Context, source, destination string, owner Owne
 		return Entry{}, explain(err, "make directories for", destination)
 	}
 	err := os.Rename(source, destination)
+	if errors.Is(err, unix.EXDEV) {
+		err = moveAcross(ctx, source, destination)
+	}
 	switch {
 	case errors.Is(err, unix.EINVAL):
 		return Entry{}, fault.New(fault.InvalidRequest, "'%s' cannot be moved into itself", source)
@@ -32,4 +40,130 @@ func (f *Files) Move(ctx context.Context, source, destination string, owner Owne
 		return Entry{}, explain(err, "move", source)
 	}
 	return f.Stat(destination)
+}
+
+// moveAcross moves source to another file system.
+func moveAcross(ctx context.Context, source, destination string) (err error) {
+	staging, err := os.MkdirTemp(filepath.Dir(destination), tempPrefix+"*")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(staging)) }()
+	staged := filepath.Join(staging, "moved")
+	if err := copyTree(ctx, source, staged); err != nil {
+		return err
+	}
+	if err := os.Rename(staged, destination); err != nil {
+		return err
+	}
+	return os.RemoveAll(source)
+}
+
+// copyTree copies path, whatever it is, with owner, mode, times and extended attributes.
+func copyTree(ctx context.Context, from, to string) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	info, err := os.Lstat(from)
+	if err != nil {
+		return err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fmt.Errorf("%s: the system says nothing about its owner", from)
+	}
+	switch mode := info.Mode(); {
+	case mode.IsRegular():
+		err = copyRegular(from, to)
+	case mode.IsDir():
+		err = copyDirectory(ctx, from, to)
+	case mode&os.ModeSymlink != 0:
+		var text string
+		if text, err = os.Readlink(from); err == nil {
+			err = os.Symlink(text, to)
+		}
+	default: // a device, a pipe or a socket
+		err = unix.Mknod(to, st.Mode, int(st.Rdev))
+	}
+	if err != nil {
+		return err
+	}
+	return copyAttributes(from, to, info, st)
+}
+
+func copyRegular(from, to string) error {
+	src, err := os.OpenFile(from, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, newFileMode)
+	if err != nil {
+		return err
+	}
+	_, err = Copy(dst, src)
+	return errors.Join(err, dst.Close())
+}
+
+func copyDirectory(ctx context.Context, from, to string) error {
+	if err := os.Mkdir(to, newDirMode); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if err := copyTree(ctx, filepath.Join(from, entry.Name()), filepath.Join(to, entry.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func copyAttributes(from, to string, info os.FileInfo, st *syscall.Stat_t) error {
+	if err := os.Lchown(to, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if err := copyXattrs(from, to); err != nil {
+		return err
+	}
+	if info.Mode()&os.ModeSymlink == 0 {
+		// After Lchown, which takes setuid away.
+		if err := os.Chmod(to, info.Mode()); err != nil {
+			return err
+		}
+	}
+	times := []unix.Timespec{unix.Timespec(st.Atim), unix.Timespec(st.Mtim)}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, to, times, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// Limits of Linux on extended attributes, in bytes (limits.h).
+const (
+	maxXattrList  = 64 << 10
+	maxXattrValue = 64 << 10
+)
+
+// copyXattrs copies extended attributes as far as the other file system takes them.
+func copyXattrs(from, to string) error {
+	list := make([]byte, maxXattrList)
+	n, err := unix.Llistxattr(from, list)
+	if n == 0 || errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	if err != nil {
+		return &os.PathError{Op: "llistxattr", Path: from, Err: err}
+	}
+	value := make([]byte, maxXattrValue)
+	for name := range bytes.SplitSeq(bytes.TrimSuffix(list[:n], []byte{0}), []byte{0}) {
+		n, err := unix.Lgetxattr(from, string(name), value)
+		if err != nil {
+			continue // gone, or not to be read
+		}
+		err = unix.Lsetxattr(to, string(name), value[:n], 0)
+		if err != nil && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EPERM) {
+			return &os.PathError{Op: "lsetxattr", Path: to, Err: err}
+		}
+	}
+	return nil
 }
