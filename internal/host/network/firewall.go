@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,7 +32,7 @@ func newFirewall(instance string, prefix netip.Prefix) *firewall {
 	return &firewall{
 		prefix:   prefix,
 		table:    table,
-		links:    &nftables.Set{Table: table, Name: "links", KeyType: nftables.TypeIFName},
+		links:    &nftables.Set{Table: table, Name: "links", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 		guests:   &nftables.Set{Table: table, Name: "guests", KeyType: linkAndAddr, Concatenation: true},
 		gateways: &nftables.Set{Table: table, Name: "gateways", KeyType: linkAndAddr, Concatenation: true},
 		closed:   &nftables.Set{Table: table, Name: "closed", KeyType: nftables.TypeIPAddr, Interval: true},

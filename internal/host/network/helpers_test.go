@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"go.uber.org/goleak"
@@ -24,8 +26,11 @@ const (
 	// patience bounds every wait of these tests.
 	patience = 10 * time.Second
 
-	// dialTimeout bounds a connection attempt whose packets may be dropped on purpose.
+	// dialTimeout bounds a connection attempt that is to be answered.
 	dialTimeout = 3 * time.Second
+
+	// dropTimeout is how long to wait for an answer that is not to come.
+	dropTimeout = 500 * time.Millisecond
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -224,4 +229,58 @@ func resolvConf(t testing.TB, servers ...string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// upstreamAnswer is the address of every name that startUpstream's server knows.
+const upstreamAnswer = "192.0.2.77"
+
+// startUpstream runs a DNS server on port 53 of a loopback address of its own.
+func startUpstream(t testing.TB) netip.Addr {
+	t.Helper()
+	needRoot(t)
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, query *dns.Msg) {
+		reply := new(dns.Msg).SetReply(query)
+		if query.Question[0].Qtype == dns.TypeA {
+			record, err := dns.NewRR(query.Question[0].Name + " 60 IN A " + upstreamAnswer)
+			if err != nil {
+				t.Error(err)
+			}
+			reply.Answer = append(reply.Answer, record)
+		}
+		_ = w.WriteMsg(reply)
+	})
+	addr := netip.AddrFrom4([4]byte{127, 53, byte(mathrand.IntN(250) + 1), byte(mathrand.IntN(250) + 1)})
+	at := netip.AddrPortFrom(addr, dnsPort).String()
+	packets, err := net.ListenPacket("udp4", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp4", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, server := range []*dns.Server{{PacketConn: packets, Handler: handler}, {Listener: listener, Handler: handler}} {
+		ready, done := make(chan struct{}), make(chan struct{})
+		server.NotifyStartedFunc = func() { close(ready) }
+		go func() {
+			defer close(done)
+			_ = server.ActivateAndServe()
+		}()
+		<-ready
+		t.Cleanup(func() {
+			_ = server.Shutdown()
+			<-done
+		})
+	}
+	return addr
+}
+
+// question is a packed DNS query.
+func question(t testing.TB) []byte {
+	t.Helper()
+	packed, err := new(dns.Msg).SetQuestion("example.test.", dns.TypeA).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return packed
 }

@@ -78,9 +78,11 @@ func (f *firewall) addRules(conn *nftables.Conn) {
 	fromGuest := conn.AddChain(&nftables.Chain{Table: f.table, Name: "from_guest"})
 	rule(fromGuest, knownConnection(), verdict(expr.VerdictAccept))
 	rule(fromGuest, f.toClosedRange(), jump(refuse))
-	rule(fromGuest, outLinkIsSlot(expr.CmpOpEq), jump(refuse))
+	rule(fromGuest, linkIsSlot(expr.MetaKeyOIFNAME, expr.CmpOpEq), jump(refuse))
 	toGuest := conn.AddChain(&nftables.Chain{Table: f.table, Name: "to_guest"})
 	rule(toGuest, knownConnection(), verdict(expr.VerdictAccept))
+	// Another instance's guest: whichever table comes first, it hears no.
+	rule(toGuest, linkIsSlot(expr.MetaKeyIIFNAME, expr.CmpOpEq), jump(refuse))
 	rule(toGuest, verdict(expr.VerdictDrop))
 	forward := base("forward", nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	rule(forward, f.link(expr.MetaKeyIIFNAME, false), jump(fromGuest))
@@ -95,7 +97,7 @@ func (f *firewall) addRules(conn *nftables.Conn) {
 		Table: f.table, Name: "nat", Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Policy: accept,
 	})
-	rule(nat, sourceWithin(f.prefix), outLinkIsSlot(expr.CmpOpNeq), match{&expr.Masq{}})
+	rule(nat, sourceWithin(f.prefix), linkIsSlot(expr.MetaKeyOIFNAME, expr.CmpOpNeq), match{&expr.Masq{}})
 }
 
 func policy(p nftables.ChainPolicy) *nftables.ChainPolicy { return &p }
@@ -119,11 +121,11 @@ func (f *firewall) link(key expr.MetaKey, invert bool) match {
 
 func (f *firewall) notFromGuest() match { return f.link(expr.MetaKeyIIFNAME, true) }
 
-// outLinkIsSlot compares the beginning of the outgoing link's name: any slot's, of
-// whichever instance.
-func outLinkIsSlot(op expr.CmpOp) match {
+// linkIsSlot compares the beginning of the incoming or outgoing link's name with that of
+// any slot, of whichever instance.
+func linkIsSlot(key expr.MetaKey, op expr.CmpOp) match {
 	return match{
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg},
+		&expr.Meta{Key: key, Register: reg},
 		&expr.Cmp{Op: op, Register: reg, Data: []byte(linkPrefix)},
 	}
 }
