@@ -28,6 +28,10 @@ type internet struct {
 	link      string
 }
 
+// narrowMTU is that of the host's link to the internet, in bytes. Neither a guest nor the
+// internet's servers have reason to think of it.
+const narrowMTU = 1280
+
 // newInternet makes one; it is gone at the test's end.
 func newInternet(t testing.TB) internet {
 	t.Helper()
@@ -46,20 +50,33 @@ func newInternet(t testing.TB) internet {
 		if err != nil {
 			t.Fatalf("make the internet: %v", err)
 		}
-		defer ns.Close()
 		t.Cleanup(func() {
 			if err := errors.Join(removeLink(world.link), removeNamespace(world.namespace)); err != nil {
 				t.Errorf("remove the internet: %v", err)
 			}
 		})
-		as := Slot{Index: number, Link: world.link, Gateway: world.host, Guest: netip.PrefixFrom(world.server, slotBits)}
-		if err := errors.Join(createLink(as, fallbackMTU, ns), configureGuest(as, ns)); err != nil {
+		err = world.connect(number, ns)
+		ns.Close()
+		if err != nil {
 			t.Fatalf("make the internet: %v", err)
 		}
 		return world
 	}
 	t.Fatal("no subnet is free for the internet")
 	return internet{}
+}
+
+// connect links the host and the internet.
+func (world internet) connect(number int, ns *namespace) error {
+	as := Slot{Index: number, Link: world.link, Gateway: world.host, Guest: netip.PrefixFrom(world.server, slotBits)}
+	if err := errors.Join(createLink(as, fallbackMTU, ns), configureGuest(as, ns)); err != nil {
+		return err
+	}
+	link, err := netlink.LinkByName(world.link)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetMTU(link, narrowMTU)
 }
 
 // hostAddr is an address of the host on its way out, or else anywhere.
@@ -148,7 +165,10 @@ func listenOnExtraAddress(t testing.TB, world internet, address string) netip.Ad
 }
 
 func TestGuestReachesTheInternetUnderTheHostsAddress(t *testing.T) {
-	n := open(t, newConfig(t))
+	c := newConfig(t)
+	// Another instance on this machine would masquerade guests of the default prefix too.
+	c.Prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(120 + rand.IntN(100)), byte(rand.IntN(16) * 16), 0}), 20)
+	n := open(t, c)
 	slot := mustAcquire(t, n)
 	world := newInternet(t)
 	server := greet(t, listenIn(t, world.namespace, netip.AddrPortFrom(world.server, 0).String()))
@@ -176,8 +196,8 @@ func TestGuestReachesTheInternetUnderTheHostsAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	const headers = 40 // IPv4 and TCP without options, in bytes
-	if limit := n.mtu - headers; segment > limit {
-		t.Errorf("segments of %d bytes do not fit the MTU of %d", segment, n.mtu)
+	if segment > narrowMTU-headers {
+		t.Errorf("segments of %d bytes do not fit the MTU of %d", segment, narrowMTU)
 	}
 
 	// The world cannot begin a connection to the guest, even if it has a route.
@@ -317,6 +337,20 @@ func TestTwoInstancesLeaveEachOtherAlone(t *testing.T) {
 	_ = conn.Close()
 	if got := elements(t, second.firewall); got != 3 {
 		t.Errorf("set elements of the second instance: %d, want 3", got)
+	}
+}
+
+// TestGuestsOfAnyPrefixAreApart shows that it is not the ban on private ranges alone that
+// keeps guests from each other.
+func TestGuestsOfAnyPrefixAreApart(t *testing.T) {
+	c := newConfig(t)
+	c.Prefix = netip.MustParsePrefix("203.0.113.0/24")
+	n := open(t, c)
+	one, two := mustAcquire(t, n), mustAcquire(t, n)
+	listener := greet(t, listenIn(t, two.Namespace, "0.0.0.0:0"))
+	target := netip.AddrPortFrom(two.Guest.Addr(), listener.Port())
+	if _, err := dialFrom(t, one.Namespace, "tcp4", target); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("from one guest to another: %v, want connection refused", err)
 	}
 }
 

@@ -1,7 +1,9 @@
 package network
 
 import (
+	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 )
@@ -28,19 +30,39 @@ func TestAcquireAndReleaseLeaveNothing(t *testing.T) {
 	}
 }
 
-func BenchmarkAcquire(b *testing.B) {
+func BenchmarkAcquire(b *testing.B) { benchmark(b, 1) }
+
+// BenchmarkAcquireBusy has the releases of others going on all the while.
+func BenchmarkAcquireBusy(b *testing.B) { benchmark(b, 8) }
+
+// benchmark acquires and releases slots, so many at a time.
+func benchmark(b *testing.B, workers int) {
 	n := open(b, newConfig(b))
+	var mu sync.Mutex
 	var acquire, release []time.Duration
-	for b.Loop() {
-		begin := time.Now()
-		slot := mustAcquire(b, n)
-		acquired := time.Now()
-		if err := n.Release(b.Context(), slot); err != nil {
-			b.Fatal(err)
-		}
-		acquire = append(acquire, acquired.Sub(begin))
-		release = append(release, time.Since(acquired))
+	b.SetParallelism(max(1, workers/runtime.GOMAXPROCS(0)))
+	if workers == 1 {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	}
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			begin := time.Now()
+			slot, err := n.Acquire(b.Context())
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			acquired := time.Now()
+			if err := n.Release(b.Context(), slot); err != nil {
+				b.Error(err)
+				return
+			}
+			mu.Lock()
+			acquire = append(acquire, acquired.Sub(begin))
+			release = append(release, time.Since(acquired))
+			mu.Unlock()
+		}
+	})
 	slices.Sort(acquire)
 	slices.Sort(release)
 	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
