@@ -1,0 +1,115 @@
+package hostclient
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	hostv1 "github.com/wrenn-sandbox/wrenn/proto/host/v1"
+	"github.com/wrenn-sandbox/wrenn/proto/host/v1/hostv1connect"
+)
+
+// Processes implements sandbox.HostProcesses.
+type Processes struct {
+	rpc hostv1connect.HostServiceClient
+}
+
+var _ sandbox.HostProcesses = (*Processes)(nil)
+
+// Start implements sandbox.HostProcesses.
+func (p *Processes) Start(ctx context.Context, id string, cmd sandbox.Command) (uint32, sandbox.EventStream, error) {
+	stream, err := p.rpc.StartProcess(ctx, connect.NewRequest(&hostv1.StartProcessRequest{
+		SandboxId: id, Cmd: cmd.Cmd, Args: cmd.Args, Envs: cmd.Env, Cwd: cmd.Cwd, User: cmd.User, Tag: cmd.Tag,
+		TimeoutMs: uint64(cmd.Timeout / time.Millisecond), Stdin: cmd.Stdin,
+	}))
+	if err != nil {
+		return 0, nil, err
+	}
+	events := &eventStream{stream}
+	if !stream.Receive() {
+		_ = stream.Close()
+		return 0, nil, events.end()
+	}
+	start := stream.Msg().GetStart()
+	if start == nil {
+		_ = stream.Close()
+		return 0, nil, fault.New(fault.AgentError, "the host agent did not say that the command has started")
+	}
+	return start.GetPid(), events, nil
+}
+
+type eventStream struct {
+	stream *connect.ServerStreamForClient[hostv1.StartProcessResponse]
+}
+
+func (e *eventStream) Next() (sandbox.Event, error) {
+	for e.stream.Receive() {
+		switch ev := e.stream.Msg().GetEvent().(type) {
+		case *hostv1.StartProcessResponse_Stdout:
+			return sandbox.Event{Kind: sandbox.Stdout, Data: ev.Stdout}, nil
+		case *hostv1.StartProcessResponse_Stderr:
+			return sandbox.Event{Kind: sandbox.Stderr, Data: ev.Stderr}, nil
+		case *hostv1.StartProcessResponse_End_:
+			return sandbox.Event{Kind: sandbox.Exited, Exit: sandbox.Exit{
+				Code: ev.End.GetExitCode(), Signal: ev.End.GetSignal(), TimedOut: ev.End.GetTimedOut(),
+			}}, nil
+		}
+	}
+	return sandbox.Event{}, e.end()
+}
+
+// end is the error with which the stream ended, io.EOF when it had none.
+func (e *eventStream) end() error {
+	if err := e.stream.Err(); err != nil {
+		return err
+	}
+	return io.EOF
+}
+
+func (e *eventStream) Close() error { return e.stream.Close() }
+
+// List implements sandbox.HostProcesses.
+func (p *Processes) List(ctx context.Context, id string) ([]sandbox.Process, error) {
+	resp, err := p.rpc.ListProcesses(ctx, connect.NewRequest(&hostv1.ListProcessesRequest{SandboxId: id}))
+	if err != nil {
+		return nil, err
+	}
+	found := make([]sandbox.Process, 0, len(resp.Msg.GetProcesses()))
+	for _, p := range resp.Msg.GetProcesses() {
+		found = append(found, sandbox.Process{PID: p.GetPid(), Tag: p.GetTag(), Cmd: p.GetCmd(), Args: p.GetArgs()})
+	}
+	return found, nil
+}
+
+// SendInput implements sandbox.HostProcesses.
+func (p *Processes) SendInput(ctx context.Context, id string, sel sandbox.Selector, data []byte) error {
+	_, err := p.rpc.SendInput(ctx, connect.NewRequest(&hostv1.SendInputRequest{SandboxId: id, Process: selector(sel), Data: data}))
+	return err
+}
+
+// CloseStdin implements sandbox.HostProcesses.
+func (p *Processes) CloseStdin(ctx context.Context, id string, sel sandbox.Selector) error {
+	_, err := p.rpc.CloseStdin(ctx, connect.NewRequest(&hostv1.CloseStdinRequest{SandboxId: id, Process: selector(sel)}))
+	return err
+}
+
+// Signal implements sandbox.HostProcesses.
+func (p *Processes) Signal(ctx context.Context, id string, sel sandbox.Selector, sig sandbox.Signal) error {
+	num := hostv1.Signal_SIGNAL_SIGKILL
+	if sig == sandbox.SIGTERM {
+		num = hostv1.Signal_SIGNAL_SIGTERM
+	}
+	_, err := p.rpc.SignalProcess(ctx, connect.NewRequest(&hostv1.SignalProcessRequest{SandboxId: id, Process: selector(sel), Signal: num}))
+	return err
+}
+
+func selector(s sandbox.Selector) *hostv1.ProcessSelector {
+	if s.PID != 0 {
+		return &hostv1.ProcessSelector{Selector: &hostv1.ProcessSelector_Pid{Pid: s.PID}}
+	}
+	return &hostv1.ProcessSelector{Selector: &hostv1.ProcessSelector_Tag{Tag: s.Tag}}
+}
