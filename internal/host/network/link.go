@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -53,6 +54,12 @@ func createLink(slot Slot, mtu int, ns *namespace) error {
 	return nil
 }
 
+// deletions lets links be deleted one at a time. The kernel takes tens of milliseconds for
+// each, under a lock that every other change of links needs: with eight deletions under
+// way a new slot took 35 ms instead of 2 ms. It is the process's, as the kernel's lock is
+// the machine's.
+var deletions sync.Mutex
+
 // removeLink removes a link, if it is there, and with it its peer.
 func removeLink(name string) error {
 	link, err := netlink.LinkByName(name)
@@ -62,6 +69,8 @@ func removeLink(name string) error {
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", name, err)
 	}
+	deletions.Lock()
+	defer deletions.Unlock()
 	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
