@@ -17,9 +17,6 @@ const (
 // or home when there is none; a leading ~ is home; relative paths start at home. It looks
 // at nothing but the text.
 func Resolve(given, home, workdir string) (string, error) {
-	if strings.ContainsRune(given, 0) {
-		return "", fault.New(fault.InvalidRequest, "path %q contains a NUL byte", given)
-	}
 	var abs string
 	switch {
 	case given == "" && workdir != "":
@@ -36,6 +33,9 @@ func Resolve(given, home, workdir string) (string, error) {
 		abs = given
 	default:
 		abs = home + "/" + given
+	}
+	if strings.ContainsRune(abs, 0) {
+		return "", fault.New(fault.InvalidRequest, "path %q contains a NUL byte", abs)
 	}
 	abs = path.Clean("/" + abs)
 	if len(abs) > maxPath {

@@ -119,9 +119,14 @@ func (m *Manager) List() []*Process {
 // closeWait bounds how long Close waits for killed processes to end.
 const closeWait = 5 * time.Second
 
-// Close kills every process that is left and waits until all is given back.
+// Close kills every process that is left and waits until all is given back. Closing again
+// does nothing.
 func (m *Manager) Close() {
 	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return
+	}
 	m.closed = true
 	left := make([]*Process, 0, len(m.live))
 	for _, p := range m.live {
