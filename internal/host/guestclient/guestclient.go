@@ -46,6 +46,7 @@ const (
 type Client struct {
 	base      string
 	token     string
+	conns     *connections
 	rpc       *http.Client
 	files     *http.Client
 	process   processconnect.ProcessClient
@@ -55,11 +56,13 @@ type Client struct {
 // New returns a client of the envd that listens at address and expects token on every
 // request. It opens no connection.
 func New(address net.Addr, token string) *Client {
+	conns := newConnections()
 	c := &Client{
 		base:  "http://" + address.String(),
 		token: token,
-		rpc:   &http.Client{Transport: newTransport(0)},
-		files: &http.Client{Transport: newTransport(transferBuffer)},
+		conns: conns,
+		rpc:   &http.Client{Transport: conns.transport(0)},
+		files: &http.Client{Transport: conns.transport(transferBuffer)},
 	}
 	opts := connect.WithClientOptions(connect.WithInterceptors(fault.Interceptor(), tokenInterceptor(token)))
 	c.process = processconnect.NewProcessClient(c.rpc, c.base, opts)
@@ -67,19 +70,10 @@ func New(address net.Addr, token string) *Client {
 	return c
 }
 
-func newTransport(buffer int) *http.Transport {
-	return &http.Transport{
-		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
-		MaxIdleConnsPerHost: maxIdlePerHost,
-		IdleConnTimeout:     idleTimeout,
-		DisableCompression:  true,
-		ReadBufferSize:      buffer,
-		WriteBufferSize:     buffer,
-	}
-}
-
-// Close drops the idle connections to the guest. Requests in flight go on.
+// Close ends every connection to the guest, in use or not: what waits for it fails at
+// once. It is to be called when the guest is gone.
 func (c *Client) Close() {
+	c.conns.close()
 	c.rpc.CloseIdleConnections()
 	c.files.CloseIdleConnections()
 }

@@ -28,10 +28,12 @@ const (
 
 	tokenBytes = 16
 
-	// A guest may have a process for each MiB of its memory, within these bounds: a
-	// fork bomb runs into this limit inside the guest before it fills the memory.
-	minProcesses = 256
-	maxProcesses = 4096
+	// A guest may have a process for each 2 MiB of its memory, within these bounds. The
+	// smallest process costs 0.6 MiB, a shell 1 MiB: a fork bomb runs into this limit,
+	// inside the guest, before it fills the memory.
+	memoryPerProcessMB = 2
+	minProcesses       = 128
+	maxProcesses       = 4096
 )
 
 // creation is a create under way: what the phases read and fill.
@@ -145,7 +147,7 @@ func (s *Service) takeSlot(ctx context.Context, c *creation) error {
 
 func (s *Service) startRuntime(ctx context.Context, c *creation) error {
 	r := c.req.Resources
-	processes := min(max(r.MemoryMB, minProcesses), maxProcesses)
+	processes := min(max(r.MemoryMB/memoryPerProcessMB, minProcesses), maxProcesses)
 	// Registered before the start: a start that was cut off may have left something.
 	c.undo = append(c.undo, func(ctx context.Context) error { return s.cfg.Runtime.Destroy(ctx, c.req.ID) })
 	return s.cfg.Runtime.Start(ctx, runtime.Spec{

@@ -173,14 +173,20 @@ func (d *Driver) runscProcesses(id string) ([]int, error) {
 	return pids, nil
 }
 
-// Close removes the driver's own directories and cgroups when no sandbox is left in
+// nullNetns is a mount that runsc makes in its state directory and never takes away.
+const nullNetns = "null-netns"
+
+// Close removes the driver's own directories, mount and cgroup when no sandbox is left in
 // them; it leaves those of living sandboxes alone.
 func (d *Driver) Close() error {
-	d.cgroups.removeParent()
-	for _, dir := range []string{d.stateDir(), d.bundlesDir()} {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	ids, err := d.List(context.Background())
+	if err != nil || len(ids) > 0 {
+		return err
 	}
-	return nil
+	d.cgroups.removeParent()
+	mount := filepath.Join(d.stateDir(), nullNetns)
+	if err := unix.Unmount(mount, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount %s: %w", mount, err)
+	}
+	return errors.Join(os.RemoveAll(d.stateDir()), os.RemoveAll(d.bundlesDir()))
 }

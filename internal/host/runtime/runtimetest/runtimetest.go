@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +42,7 @@ const (
 	endWait    = 20 * time.Second
 	diskMB     = 256
 	memoryMB   = 256
+	processes  = 64
 )
 
 // Run runs the suite.
@@ -73,11 +75,11 @@ type guest struct {
 func (env Env) spec(id, namespace string) runtime.Spec {
 	return runtime.Spec{
 		ID: id, Hostname: id, RootFS: env.RootFS,
-		Args:      []string{mountPoint + "/envd", "--pids-max", "256"},
+		Args:      []string{mountPoint + "/envd", "--pids-max", strconv.Itoa(processes)},
 		Env:       []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		Mounts:    []runtime.Mount{{Source: env.EnvdDir, Target: mountPoint}},
 		Namespace: namespace,
-		Limits:    runtime.Limits{VCPUs: 1, MemoryMB: memoryMB, DiskMB: diskMB, Processes: 256},
+		Limits:    runtime.Limits{VCPUs: 1, MemoryMB: memoryMB, DiskMB: diskMB, Processes: processes},
 	}
 }
 
@@ -197,35 +199,58 @@ func diskIsLimited(t *testing.T, env Env) {
 	}
 }
 
+// A guest that goes beyond its memory loses the process that took it, or ends as a whole
+// and says so; it never goes on growing.
 func memoryIsLimited(t *testing.T, env Env) {
 	g, other := env.start(t, "conformhog"), env.start(t, "conformcalm")
-	ended := make(chan runtime.Exit, 1)
+	exits := make(chan runtime.Exit, 1)
 	go func() {
-		exit, err := env.Driver.Wait(t.Context(), "conformhog")
-		if err != nil {
-			t.Errorf("wait: %v", err)
+		if exit, err := env.Driver.Wait(t.Context(), "conformhog"); err == nil {
+			exits <- exit
 		}
-		ended <- exit
 	}()
-	// The stream breaks when the sandbox ends; how is not what is tested here.
-	_ = g.Start(t.Context(), guestclient.Command{Cmd: "python3", Args: []string{"-c", "b=bytearray()\nwhile True: b.extend(b'x'*(1<<24))"}}, func(guestclient.Event) error { return nil })
-	select {
-	case exit := <-ended:
-		if !exit.OutOfMemory {
-			t.Error("a sandbox that was killed for memory does not say so")
+	hog := guestclient.Command{Cmd: "python3", Args: []string{"-c", "b=bytearray()\nwhile True: b.extend(b'x'*(1<<24))"}, Timeout: endWait}
+	var end guestclient.Ended
+	err := g.Start(t.Context(), hog, func(e guestclient.Event) error { end, _ = e.(guestclient.Ended); return nil })
+	if err == nil {
+		if end.Signal != "SIGKILL" || end.TimedOut {
+			t.Errorf("the process that took too much ended with %+v", end)
 		}
-	case <-time.After(endWait):
-		t.Error("a sandbox beyond its memory goes on")
+		g.want(t, "echo usable", "usable")
+	} else {
+		select {
+		case exit := <-exits:
+			if !exit.OutOfMemory {
+				t.Error("a sandbox that was killed for memory does not say so")
+			}
+		case <-time.After(endWait):
+			t.Errorf("the command was cut off (%v) and the sandbox goes on", err)
+		}
 	}
 	other.want(t, "echo fine", "fine")
 }
 
+// forkBomb starts processes until that is refused, says so, and ends them.
+const forkBomb = `
+import os, signal
+n = 0
+try:
+    while n < 600:
+        os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
+        n += 1
+    print("never refused", flush=True)
+except BlockingIOError:
+    print("refused", flush=True)
+os.killpg(0, signal.SIGKILL)
+`
+
 func forkBombIsHeld(t *testing.T, env Env) {
 	g := env.start(t, "conformbomb")
-	out, _ := g.sh(t, "root", "for i in $(seq 600); do sleep 20 & done 2>&1 | grep -c 'Resource temporarily unavailable' ; true")
-	if out == "0" || out == "" {
-		t.Errorf("600 processes were all allowed: %q", out)
+	out, end := g.sh(t, "root", "exec python3 -c '"+forkBomb+"'")
+	if out != "refused" || end.Signal != "SIGKILL" {
+		t.Errorf("600 processes with a limit of 64: printed %q, ended with %+v", out, end)
 	}
+	g.want(t, "echo usable", "usable")
 }
 
 func rootMayChangeUser(t *testing.T, env Env) {

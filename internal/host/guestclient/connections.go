@@ -1,0 +1,80 @@
+package guestclient
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// connections makes the connections to one guest and can cut all of them. A guest that
+// is gone sends no reset: without the cut, a request to it would wait for minutes until
+// TCP gives up. It is safe for concurrent use.
+type connections struct {
+	dialer net.Dialer
+
+	mu     sync.Mutex
+	closed bool
+	open   map[*connection]struct{}
+}
+
+func newConnections() *connections {
+	return &connections{dialer: net.Dialer{Timeout: dialTimeout}, open: map[*connection]struct{}{}}
+}
+
+// transport returns a transport with a pool of its own over these connections. buffer is
+// the size of its read and write buffers in bytes; 0 is net/http's default.
+func (c *connections) transport(buffer int) *http.Transport {
+	return &http.Transport{
+		DialContext:         c.dial,
+		MaxIdleConnsPerHost: maxIdlePerHost,
+		IdleConnTimeout:     idleTimeout,
+		DisableCompression:  true,
+		ReadBufferSize:      buffer,
+		WriteBufferSize:     buffer,
+	}
+}
+
+func (c *connections) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	raw, err := c.dialer.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	conn := &connection{Conn: raw, owner: c}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		_ = raw.Close()
+		return nil, net.ErrClosed
+	}
+	c.open[conn] = struct{}{}
+	return conn, nil
+}
+
+// close cuts every connection and refuses new ones.
+func (c *connections) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for conn := range c.open {
+		// Data that the guest will never take must not keep the socket alive.
+		if tcp, ok := conn.Conn.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0)
+		}
+		_ = conn.Conn.SetDeadline(time.Unix(1, 0)) // wakes who waits, then the transport closes it
+	}
+}
+
+// connection is a connection that its owner forgets when it is closed.
+type connection struct {
+	net.Conn
+	owner *connections
+}
+
+func (c *connection) Close() error {
+	c.owner.mu.Lock()
+	delete(c.owner.open, c)
+	c.owner.mu.Unlock()
+	return c.Conn.Close()
+}
