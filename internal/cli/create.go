@@ -93,10 +93,15 @@ func newCreate(a *app) *cobra.Command {
 // create makes a sandbox. When ctx ends meanwhile it is destroyed again: a request that
 // is merely cut off would leave nobody who knows the sandbox's id.
 func (s *server) create(ctx context.Context, want api.CreateSandboxRequest, progress io.Writer) (api.Sandbox, error) {
-	defer spin(progress, "creating a sandbox")()
 	if err := ctx.Err(); err != nil {
 		return api.Sandbox{}, err
 	}
+	stop := spin(progress, "creating a sandbox")
+	defer stop()
+	defer context.AfterFunc(ctx, func() {
+		stop()
+		streams{err: progress}.warn("stopped; waiting for the sandbox to be made, to destroy it")
+	})()
 	detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
 	defer cancel()
 	sb, err := decode[api.Sandbox](s.api.CreateSandbox(detached, want))

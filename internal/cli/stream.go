@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -74,6 +73,7 @@ func (m *serverMessage) bytes() ([]byte, error) {
 // execStream is one command over a WebSocket.
 type execStream struct {
 	conn *websocket.Conn
+	id   string // of the sandbox
 }
 
 // stream runs a command of a sandbox with live streams until it ends. A nil in leaves the
@@ -105,10 +105,6 @@ func (s *server) stream(ctx context.Context, id string, start clientMessage, in 
 	if ctx.Err() != nil {
 		return ended{}, ctx.Err()
 	}
-	var closed websocket.CloseError
-	if errors.Is(err, io.EOF) || errors.As(err, &closed) {
-		return ended{}, fault.Wrap(err, fault.HostUnavailable, "the connection broke before the command ended; it may still run, see `wrenn ps %s`", id)
-	}
 	return how, err
 }
 
@@ -124,7 +120,7 @@ func (s *server) dialExec(ctx context.Context, id string) (*execStream, error) {
 		return nil, s.unreachable(err)
 	}
 	conn.SetReadLimit(maxMessage)
-	return &execStream{conn: conn}, nil
+	return &execStream{conn: conn, id: id}, nil
 }
 
 func (x *execStream) send(ctx context.Context, m clientMessage) error {
@@ -172,7 +168,7 @@ func (x *execStream) receive(ctx context.Context, out, errOut io.Writer) (ended,
 	for {
 		_, text, err := x.conn.Read(ctx)
 		if err != nil {
-			return ended{}, cmp.Or(failure, err)
+			return ended{}, cmp.Or(failure, x.broken(err))
 		}
 		var m serverMessage
 		if err := json.Unmarshal(text, &m); err != nil {
@@ -195,6 +191,12 @@ func (x *execStream) receive(ctx context.Context, out, errOut io.Writer) (ended,
 			return ended{}, err
 		}
 	}
+}
+
+// broken is the error for a connection that ended before the command did.
+func (x *execStream) broken(err error) error {
+	return fault.Wrap(err, fault.HostUnavailable,
+		"the connection broke before the command ended; it may still run, see `wrenn ps %s`", x.id)
 }
 
 func (m *serverMessage) writeTo(w io.Writer) error {
