@@ -12,6 +12,7 @@ var connectCodes = map[Code]connect.Code{
 	Unauthorized:     connect.CodeUnauthenticated,
 	Forbidden:        connect.CodePermissionDenied,
 	NotFound:         connect.CodeNotFound,
+	MethodNotAllowed: connect.CodeUnimplemented,
 	NotAcceptable:    connect.CodeInvalidArgument,
 	Conflict:         connect.CodeAlreadyExists,
 	InvalidState:     connect.CodeFailedPrecondition,

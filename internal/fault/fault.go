@@ -21,6 +21,7 @@ const (
 	Unauthorized     Code = "unauthorized"       // 401
 	Forbidden        Code = "forbidden"          // 403
 	NotFound         Code = "not_found"          // 404
+	MethodNotAllowed Code = "method_not_allowed" // 405
 	NotAcceptable    Code = "not_acceptable"     // 406
 	Conflict         Code = "conflict"           // 409, what is to be made exists
 	InvalidState     Code = "invalid_state"      // 409, not possible in this state

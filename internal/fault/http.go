@@ -11,6 +11,7 @@ var statuses = map[Code]int{
 	Unauthorized:     http.StatusUnauthorized,
 	Forbidden:        http.StatusForbidden,
 	NotFound:         http.StatusNotFound,
+	MethodNotAllowed: http.StatusMethodNotAllowed,
 	NotAcceptable:    http.StatusNotAcceptable,
 	Conflict:         http.StatusConflict,
 	InvalidState:     http.StatusConflict,
