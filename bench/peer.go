@@ -1,0 +1,252 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// The limits of a sandbox that nobody asked anything of, so that the peer starts the same.
+const (
+	peerMemory     = (512 + 64) << 20 // bytes, with room for the sentry
+	peerTasks      = 2048
+	peerCPUPeriod  = 100_000 // microseconds
+	peerDiskMB     = 10240
+	peerOpenFiles  = 65536
+	peerCgroup     = "/wrenn-bench"
+	cgroupMemoryV1 = "/sys/fs/cgroup/memory%s/%s/memory.usage_in_bytes"
+	cgroupMemoryV2 = "/sys/fs/cgroup%s/%s/memory.current"
+)
+
+// peer runs bare containers with runsc.
+type peer struct {
+	runsc string
+	dir   string
+	image string
+}
+
+func newPeer(o options, dir, image string) (*peer, error) {
+	p := &peer{runsc: filepath.Join(o.bin, "runsc"), dir: filepath.Join(dir, "peer"), image: image}
+	for _, name := range []string{"state", "overlay", "shared"} {
+		if err := os.MkdirAll(filepath.Join(p.dir, name), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// close removes what the containers shared: their cgroup, and the empty network namespace
+// that runsc mounts for its gofers.
+func (p *peer) close() error {
+	err := unix.Unmount(filepath.Join(p.dir, "state", "null-netns"), unix.MNT_DETACH)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+		err = nil // no container was ever started
+	}
+	parents, globErr := filepath.Glob("/sys/fs/cgroup/*" + peerCgroup)
+	err = errors.Join(err, globErr)
+	for _, dir := range append(parents, "/sys/fs/cgroup"+peerCgroup) {
+		if removeErr := os.Remove(dir); removeErr != nil && !errors.Is(removeErr, os.ErrNotExist) {
+			err = errors.Join(err, removeErr)
+		}
+	}
+	return err
+}
+
+// container is one bare container.
+type container struct {
+	peer *peer
+	id   string
+	net  netns.NsHandle
+	out  *os.File // what its first process writes
+}
+
+// prepare does all that is not part of a start: the namespace and the bundle.
+func (p *peer) prepare(id string, args ...string) (*container, error) {
+	c := &container{peer: p, id: id}
+	var err error
+	if c.net, err = newNamespace(); err != nil {
+		return nil, fmt.Errorf("make a network namespace: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Join(c.bundle(), "root"), 0o700); err != nil {
+		return nil, err
+	}
+	config, err := json.Marshal(c.spec(args))
+	if err != nil {
+		return nil, err
+	}
+	return c, os.WriteFile(filepath.Join(c.bundle(), "config.json"), config, 0o600)
+}
+
+// newNamespace makes a network namespace with a link and an address, as runsc expects.
+func newNamespace() (netns.NsHandle, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	here, err := netns.Get()
+	if err != nil {
+		return netns.None(), err
+	}
+	defer here.Close()
+	ns, err := netns.New()
+	if err != nil {
+		return netns.None(), err
+	}
+	err = addLink()
+	if back := netns.Set(here); back != nil {
+		panic(back) // this thread would go on in the wrong network
+	}
+	return ns, err
+}
+
+// addLink makes a link to nowhere inside the current namespace: what it costs a start is
+// the same.
+func addLink() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "eth0"
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "far"}); err != nil {
+		return err
+	}
+	for _, name := range []string{"lo", "eth0", "far"} {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+	}
+	link, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	const subnet = 30
+	if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 77, 0, 2), Mask: net.CIDRMask(subnet, 32)}}); err != nil {
+		return err
+	}
+	return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.IPv4(10, 77, 0, 1)})
+}
+
+func (c *container) bundle() string { return filepath.Join(c.peer.dir, c.id) }
+
+func (c *container) spec(args []string) *specs.Spec {
+	memory, tasks, quota, period := int64(peerMemory), int64(peerTasks), int64(peerCPUPeriod), uint64(peerCPUPeriod)
+	return &specs.Spec{
+		Version: "1.0.0",
+		Root:    &specs.Root{Path: filepath.Join(c.bundle(), "root")},
+		Process: &specs.Process{
+			Args: args, Cwd: "/", Env: []string{"PATH=/usr/bin:/bin"},
+			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: peerOpenFiles, Hard: peerOpenFiles}},
+		},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro"}},
+			// Makes runsc start a gofer, which the overlay's file needs.
+			{Destination: "/mnt", Type: "bind", Source: filepath.Join(c.peer.dir, "shared"), Options: []string{"bind", "ro"}},
+		},
+		Annotations: map[string]string{
+			"dev.gvisor.spec.rootfs.source":  c.peer.image,
+			"dev.gvisor.spec.rootfs.type":    "erofs",
+			"dev.gvisor.spec.rootfs.overlay": "dir=" + filepath.Join(c.peer.dir, "overlay"),
+			"dev.gvisor.spec.rootfs.options": fmt.Sprintf("size=%dm", peerDiskMB),
+		},
+		Linux: &specs.Linux{
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
+				// The namespace has no name; it lives while this process has it open.
+				{Type: specs.NetworkNamespace, Path: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(c.net))},
+			},
+			CgroupsPath: peerCgroup + "/" + c.id,
+			Resources: &specs.LinuxResources{
+				Memory: &specs.LinuxMemory{Limit: &memory},
+				Pids:   &specs.LinuxPids{Limit: &tasks},
+				CPU:    &specs.LinuxCPU{Quota: &quota, Period: &period},
+			},
+		},
+	}
+}
+
+// command is a call of runsc with the flags that all calls share.
+func (p *peer) command(ctx context.Context, args ...string) *exec.Cmd {
+	flags := []string{
+		"--root=" + filepath.Join(p.dir, "state"), "--network=sandbox", "--allow-suid",
+		"--overlay2=root:dir=" + filepath.Join(p.dir, "overlay"), "--sidecar-usage-policy=DEFAULT",
+	}
+	return exec.CommandContext(ctx, p.runsc, append(flags, args...)...)
+}
+
+func (p *peer) call(ctx context.Context, args ...string) error {
+	cmd := p.command(ctx, args...)
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("runsc %s: %w: %s", args[0], err, errOut.Bytes())
+	}
+	return nil
+}
+
+// start creates and starts the container and waits until its first process has written.
+func (c *container) start(ctx context.Context) error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	c.out = read
+	create := c.peer.command(ctx, "create", "--bundle", c.bundle(), c.id)
+	create.Stdout, create.Stderr = write, write
+	err = create.Run()
+	write.Close()
+	if err != nil {
+		text, _ := io.ReadAll(read)
+		return fmt.Errorf("runsc create: %w: %s", err, text)
+	}
+	if err := c.peer.call(ctx, "start", c.id); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(read, make([]byte, 1)); err != nil {
+		return fmt.Errorf("wait for the first output: %w", err)
+	}
+	return nil
+}
+
+// remove ends the container and removes what was made for it.
+func (c *container) remove() error {
+	const removeLimit = 30 * time.Second
+	ctx, cancel := context.WithTimeout(context.Background(), removeLimit)
+	defer cancel()
+	err := c.peer.call(ctx, "delete", "--force", c.id)
+	if c.out != nil {
+		err = errors.Join(err, c.out.Close())
+	}
+	return errors.Join(err, c.net.Close(), os.RemoveAll(c.bundle()))
+}
+
+// memoryInUse is what a cgroup counts, in bytes.
+func memoryInUse(parent, name string) (int64, error) {
+	for _, pattern := range []string{cgroupMemoryV1, cgroupMemoryV2} {
+		text, err := os.ReadFile(fmt.Sprintf(pattern, parent, name))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		var n int64
+		_, err = fmt.Sscan(string(text), &n)
+		return n, err
+	}
+	return 0, fmt.Errorf("no memory cgroup %s/%s", parent, name)
+}

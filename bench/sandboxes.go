@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	startTarget      = 250 * time.Millisecond
+	startRatioTarget = 1.6
+	execTarget       = 15 * time.Millisecond
+	memoryTarget     = 30 // MiB for an idle sandbox
+	mib              = 1 << 20
+)
+
+// forever keeps a bare container up after its first output.
+var forever = []string{"/bin/sh", "-c", "echo up; exec sleep 1000000"}
+
+// starts measures from the request to create a sandbox to the first output of a command
+// in it.
+func (b *bench) starts(ctx context.Context) error {
+	var ours, raw times
+	for i := range b.options.starts + 1 { // the first pair warms the caches and is not counted
+		mine, err := b.startOurs(ctx)
+		if err != nil {
+			return err
+		}
+		theirs, err := b.startRaw(ctx, fmt.Sprintf("start%d", i))
+		if err != nil {
+			return err
+		}
+		if i > 0 {
+			ours, raw = append(ours, mine), append(raw, theirs)
+		}
+	}
+	quotient := float64(ours.median()) / float64(raw.median())
+	b.table.add(row{
+		"create to first output, median", ms(ours.median()), ms(raw.median()), fmt.Sprintf("%.2f", quotient),
+		fmt.Sprintf("%s, ratio %.1f", ms(startTarget), startRatioTarget), ours.median() <= startTarget && quotient <= startRatioTarget,
+	})
+	const tail = 0.95
+	b.table.add(row{
+		what: "create to first output, p95", ours: ms(ours.quantile(tail)), raw: ms(raw.quantile(tail)),
+		ratio: ratio(float64(ours.quantile(tail)), float64(raw.quantile(tail))),
+	})
+	return nil
+}
+
+func (b *bench) startOurs(ctx context.Context) (took time.Duration, err error) {
+	began := time.Now()
+	id, err := b.server.create(ctx)
+	if err != nil {
+		return 0, err
+	}
+	out, err := b.server.exec(ctx, id, "/bin/echo", "up")
+	took = time.Since(began)
+	if err == nil && out != "up\n" {
+		err = fmt.Errorf("echo said %q", out)
+	}
+	return took, first(err, b.server.remove(ctx, id))
+}
+
+func (b *bench) startRaw(ctx context.Context, id string) (took time.Duration, err error) {
+	c, err := b.peer.prepare(id, "/bin/echo", "up")
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	err = c.start(ctx)
+	took = time.Since(began)
+	return took, first(err, c.remove())
+}
+
+// commands measures the round trip of a command that does nothing.
+func (b *bench) commands(ctx context.Context) (err error) {
+	id, err := b.server.create(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = first(err, b.server.remove(context.WithoutCancel(ctx), id)) }()
+	c, err := b.peer.prepare("commands", forever...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = first(err, c.remove()) }()
+	if err := c.start(ctx); err != nil {
+		return err
+	}
+	var ours, raw times
+	const warm = 5
+	for i := range b.execs + warm {
+		began := time.Now()
+		if _, err := b.server.exec(ctx, id, "/bin/true"); err != nil {
+			return err
+		}
+		mine := time.Since(began)
+		began = time.Now()
+		if err := b.peer.call(ctx, "exec", c.id, "/bin/true"); err != nil {
+			return err
+		}
+		if i >= warm {
+			ours, raw = append(ours, mine), append(raw, time.Since(began))
+		}
+	}
+	b.table.add(row{
+		"exec /bin/true, median", ms(ours.median()), ms(raw.median()), ratio(float64(ours.median()), float64(raw.median())),
+		ms(execTarget), ours.median() <= execTarget,
+	})
+	const tail = 0.95
+	b.table.add(row{
+		what: "exec /bin/true, p95", ours: ms(ours.quantile(tail)), raw: ms(raw.quantile(tail)),
+		ratio: ratio(float64(ours.quantile(tail)), float64(raw.quantile(tail))),
+	})
+	return nil
+}
+
+// many measures how long a crowd takes to come up, and what each of it then holds.
+func (b *bench) many(ctx context.Context) error {
+	ours, ourMemory, failed, err := b.crowdOfOurs(ctx)
+	if err != nil {
+		return err
+	}
+	raw, rawMemory, err := b.crowdOfRaw(ctx)
+	if err != nil {
+		return err
+	}
+	what := fmt.Sprintf("%d sandboxes, %d at a time", b.crowd, b.atOnce)
+	b.table.add(row{
+		what, fmt.Sprintf("%.1f s, %d failed", ours.Seconds(), failed), fmt.Sprintf("%.1f s", raw.Seconds()),
+		ratio(float64(ours), float64(raw)), "0 failed", failed == 0,
+	})
+	b.table.add(row{
+		"memory of an idle sandbox, median", fmt.Sprintf("%.1f MiB", ourMemory), fmt.Sprintf("%.1f MiB", rawMemory),
+		ratio(ourMemory, rawMemory), fmt.Sprintf("%d MiB", memoryTarget), ourMemory <= memoryTarget,
+	})
+	return nil
+}
+
+func (b *bench) crowdOfOurs(ctx context.Context) (took time.Duration, memory float64, failed int, err error) {
+	ids := make([]string, b.crowd)
+	var group errgroup.Group
+	group.SetLimit(b.atOnce)
+	began := time.Now()
+	var firstFailure error
+	failures := make([]error, b.crowd)
+	for i := range ids {
+		group.Go(func() error {
+			ids[i], failures[i] = b.server.create(ctx)
+			return nil
+		})
+	}
+	err = group.Wait()
+	took = time.Since(began)
+	var each []float64
+	for i, id := range ids {
+		if failures[i] != nil {
+			failed++
+			firstFailure = first(firstFailure, failures[i])
+			continue
+		}
+		inUse, memoryErr := memoryInUse("/wrenn-"+b.server.instance, id)
+		err = first(err, memoryErr)
+		each = append(each, float64(inUse)/mib)
+	}
+	if firstFailure != nil {
+		fmt.Println("a create failed:", firstFailure)
+	}
+	for _, id := range ids {
+		if id != "" {
+			err = first(err, b.server.remove(context.WithoutCancel(ctx), id))
+		}
+	}
+	return took, middle(each), failed, err
+}
+
+func (b *bench) crowdOfRaw(ctx context.Context) (took time.Duration, memory float64, err error) {
+	all := make([]*container, b.crowd)
+	defer func() {
+		for _, c := range all {
+			if c != nil {
+				err = first(err, c.remove())
+			}
+		}
+	}()
+	for i := range all {
+		if all[i], err = b.peer.prepare(fmt.Sprintf("crowd%d", i), forever...); err != nil {
+			return 0, 0, err
+		}
+	}
+	var group errgroup.Group
+	group.SetLimit(b.atOnce)
+	began := time.Now()
+	for _, c := range all {
+		group.Go(func() error { return c.start(ctx) })
+	}
+	err = group.Wait()
+	took = time.Since(began)
+	if err != nil {
+		return took, 0, err
+	}
+	var each []float64
+	for _, c := range all {
+		inUse, err := memoryInUse(peerCgroup, c.id)
+		if err != nil {
+			return took, 0, err
+		}
+		each = append(each, float64(inUse)/mib)
+	}
+	return took, middle(each), nil
+}
+
+// middle is the median of values.
+func middle(values []float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	slices.Sort(values)
+	return values[len(values)/2]
+}
+
+// guestMemory is what the guest daemon of a sandbox holds, in MiB.
+func (b *bench) guestMemory(ctx context.Context, id string) (float64, error) {
+	out, err := b.server.exec(ctx, id, "awk", "/^VmRSS/ {print $2}", "/proc/1/status")
+	if err != nil {
+		return 0, err
+	}
+	var kib float64
+	_, err = fmt.Sscan(strings.TrimSpace(out), &kib)
+	return kib / 1024, err
+}
