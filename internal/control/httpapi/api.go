@@ -1,0 +1,123 @@
+// Package httpapi is the public API over HTTP: it decodes and validates what came
+// against api/openapi.yaml, authorises, calls a service and encodes the answer. It must
+// not know the database or the host, and decides nothing that a service could.
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+
+	"github.com/wrenn-sandbox/wrenn/api"
+	"github.com/wrenn-sandbox/wrenn/internal/control/account"
+	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// Sandboxes is the life of sandboxes, as sandbox.Service has it.
+type Sandboxes interface {
+	Create(ctx context.Context, o sandbox.Options) (sandbox.Sandbox, error)
+	List(ctx context.Context, q sandbox.Query) (sandbox.Page, error)
+	Get(ctx context.Context, id string) (sandbox.Sandbox, error)
+	Delete(ctx context.Context, id string) error
+	Ping(ctx context.Context, id string) error
+}
+
+// Processes is the commands in sandboxes, as sandbox.Processes has them.
+type Processes interface {
+	Exec(ctx context.Context, id string, cmd sandbox.Command, stdin []byte) (sandbox.Result, error)
+	Background(ctx context.Context, id string, cmd sandbox.Command) (sandbox.Started, error)
+	List(ctx context.Context, id string) ([]sandbox.Process, error)
+	Signal(ctx context.Context, id string, sel sandbox.Selector, sig sandbox.Signal) error
+	CheckRunning(ctx context.Context, id string) error
+	Open(ctx context.Context, id string, cmd sandbox.Command) (sandbox.Session, error)
+}
+
+// Files is the files of sandboxes, as sandbox.Files has them.
+type Files interface {
+	Stat(ctx context.Context, id, user, path string) (sandbox.FileEntry, error)
+	List(ctx context.Context, id, user, path string, depth int) ([]sandbox.FileEntry, error)
+	MakeDir(ctx context.Context, id, user, path string) (sandbox.FileEntry, error)
+	Move(ctx context.Context, id, user, from, to string) (sandbox.FileEntry, error)
+	Remove(ctx context.Context, id, user, path string) error
+	Read(ctx context.Context, id, user, path string) (sandbox.Contents, error)
+	Write(ctx context.Context, id, user, path string, r io.Reader, size int64) error
+}
+
+// Accounts tells who calls, as account.Service does.
+type Accounts interface {
+	Verify(ctx context.Context, secret string) (account.Key, error)
+}
+
+// Config is what the API serves.
+type Config struct {
+	Sandboxes Sandboxes
+	Processes Processes
+	Files     Files
+	Accounts  Accounts
+	// Ready says why the server cannot do its work, or nil when it can.
+	Ready func(ctx context.Context) error
+	Log   *slog.Logger
+}
+
+// handlers is the generated server interface, one part a noun.
+type handlers struct {
+	sandboxHandlers
+	processHandlers
+	fileHandlers
+	operationHandlers
+}
+
+// New returns the handler of the whole API. It is meant for a server with
+// ReadHeaderTimeout and without ReadTimeout and WriteTimeout: transfers and commands
+// take as long as they take.
+func New(cfg Config) (http.Handler, error) {
+	v, err := newValidator(api.YAML)
+	if err != nil {
+		return nil, fmt.Errorf("read the API's description: %w", err)
+	}
+	fail := failer{cfg.Log}
+	mux := http.NewServeMux()
+	strict := api.NewStrictHandlerWithOptions(handlers{
+		sandboxHandlers{cfg.Sandboxes},
+		processHandlers{cfg.Processes},
+		fileHandlers{cfg.Files},
+		operationHandlers{cfg.Ready},
+	}, nil, api.StrictHTTPServerOptions{
+		RequestErrorHandlerFunc:  fail.decoding,
+		ResponseErrorHandlerFunc: fail.write,
+	})
+	api.HandlerWithOptions(strict, api.StdHTTPServerOptions{
+		BaseRouter:       mux,
+		Middlewares:      []api.MiddlewareFunc{v.middleware(fail)},
+		ErrorHandlerFunc: fail.parameter,
+	})
+	stream := execStream{processes: cfg.Processes, log: cfg.Log, pingInterval: pingInterval}
+	mux.Handle("GET /v1/sandboxes/{id}/exec/stream", fail.handler(stream.serve))
+	addDocuments(mux)
+
+	var h http.Handler = router{mux: mux, fail: fail, auth: authenticator{cfg.Accounts}}
+	h = alias(h)
+	h = recovered(h, fail)
+	return withRequestID(h), nil
+}
+
+// operationHandlers is the API for those who run the server.
+type operationHandlers struct {
+	ready func(ctx context.Context) error
+}
+
+// Healthz implements api.StrictServerInterface.
+func (operationHandlers) Healthz(context.Context, api.HealthzRequestObject) (api.HealthzResponseObject, error) {
+	return api.Healthz200JSONResponse{Status: api.Ok}, nil
+}
+
+// Readyz implements api.StrictServerInterface.
+func (h operationHandlers) Readyz(ctx context.Context, _ api.ReadyzRequestObject) (api.ReadyzResponseObject, error) {
+	if err := h.ready(ctx); err != nil {
+		return nil, fault.Wrap(err, fault.HostUnavailable, "not ready: %s", fault.MessageOf(err))
+	}
+	return api.Readyz200JSONResponse{Status: api.Ok}, nil
+}
