@@ -48,6 +48,8 @@ func TestScripts(t *testing.T) {
 				"HOME": home, "XDG_CONFIG_HOME": "", "HOMEDIR": homeDir, "SERVER": s.url(), "KEY": fakeKey,
 				"WRENN_BASE_URL": s.url(), "WRENN_API_KEY": fakeKey,
 				"ONE": fakeID(1), "TWO": fakeID(2), "THREE": fakeID(3), "TZ": "UTC",
+				// Under the race detector each wrenn would linger for a second.
+				"GORACE": "atexit_sleep_ms=0",
 			} {
 				env.Setenv(key, value)
 			}

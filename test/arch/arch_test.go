@@ -103,6 +103,11 @@ func TestFloorsMeetOnlyInContracts(t *testing.T) {
 		seen[room.path] = true
 		// A test may use what the package under test may, and no more: a floor that needs
 		// another one to be tested is not a floor.
+		for _, imported := range p.Imports {
+			if target, _ := strings.CutPrefix(imported, module+"/"); slices.Contains(forTests, target) {
+				t.Errorf("%s imports %s, which is for tests only", p.rel(), target)
+			}
+		}
 		for _, imported := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
 			target, ours := strings.CutPrefix(imported, module+"/")
 			if !ours || under(target, room.path) {
