@@ -276,7 +276,7 @@ type ExecStarted struct {
 	Pid       int64  `json:"pid"`
 	SandboxID string `json:"sandbox_id"`
 
-	// Tag The tag that was given
+	// Tag The tag that was given, or one made up.
 	Tag string `json:"tag"`
 }
 

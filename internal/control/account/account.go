@@ -45,6 +45,7 @@ type Store interface {
 	KeyByHash(ctx context.Context, hash [sha256.Size]byte) (Key, error)
 	// InsertFirstKey inserts a key if there is none at all, and reports whether it did.
 	InsertFirstKey(ctx context.Context, k Key) (bool, error)
+	InsertKey(ctx context.Context, k Key) error
 	TouchKey(ctx context.Context, hash [sha256.Size]byte, at time.Time) error
 }
 
@@ -66,19 +67,34 @@ func New(store Store, log *slog.Logger) *Service {
 // EnsureFirst makes a key when there is none, and returns it. It is the only time that
 // the key is seen: when there are keys already it returns "".
 func (s *Service) EnsureFirst(ctx context.Context) (string, error) {
-	var secret [secretBytes]byte
-	_, _ = rand.Read(secret[:]) // never fails: it ends the program instead
-	digits := hex.EncodeToString(secret[:])
-	made, err := s.store.InsertFirstKey(ctx, Key{
-		Hash:      sha256.Sum256([]byte(digits)),
-		Prefix:    keyPrefix + digits[:shownDigits],
-		Name:      "first",
-		CreatedAt: time.Now().UTC().Truncate(time.Microsecond),
-	})
+	key, secret := newKey("first")
+	made, err := s.store.InsertFirstKey(ctx, key)
 	if err != nil || !made {
 		return "", err
 	}
-	return keyPrefix + digits, nil
+	return secret, nil
+}
+
+// Create makes a key with a name for people, and returns its secret, which is not seen
+// again.
+func (s *Service) Create(ctx context.Context, name string) (string, error) {
+	key, secret := newKey(name)
+	if err := s.store.InsertKey(ctx, key); err != nil {
+		return "", err
+	}
+	return secret, nil
+}
+
+func newKey(name string) (key Key, secret string) {
+	var raw [secretBytes]byte
+	_, _ = rand.Read(raw[:]) // never fails: it ends the program instead
+	digits := hex.EncodeToString(raw[:])
+	return Key{
+		Hash:      sha256.Sum256([]byte(digits)),
+		Prefix:    keyPrefix + digits[:shownDigits],
+		Name:      name,
+		CreatedAt: time.Now().UTC().Truncate(time.Microsecond),
+	}, keyPrefix + digits
 }
 
 // Verify returns the key that secret is, or an unauthorized error.

@@ -51,6 +51,16 @@ func (k *Keys) InsertFirstKey(ctx context.Context, key account.Key) (bool, error
 	return n == 1, nil
 }
 
+// InsertKey implements account.Store.
+func (k *Keys) InsertKey(ctx context.Context, key account.Key) error {
+	_, err := k.db.exec(ctx, "INSERT INTO api_keys (hash, prefix, name, created_at, last_used_at) VALUES ($1, $2, $3, $4, $5)",
+		hex.EncodeToString(key.Hash[:]), key.Prefix, key.Name, micros(key.CreatedAt), micros(key.LastUsedAt))
+	if err != nil {
+		return fmt.Errorf("insert an API key: %w", err)
+	}
+	return nil
+}
+
 // TouchKey implements account.Store.
 func (k *Keys) TouchKey(ctx context.Context, hash [sha256.Size]byte, at time.Time) error {
 	if _, err := k.db.exec(ctx, "UPDATE api_keys SET last_used_at = $1 WHERE hash = $2", micros(at), hex.EncodeToString(hash[:])); err != nil {
