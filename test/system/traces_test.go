@@ -55,6 +55,10 @@ type observer struct {
 const (
 	leaseDir     = "/run/wrenn/slots"
 	namespaceDir = "/run/netns"
+
+	// sharedNamespace is the empty namespace that the runtime mounts once for all its
+	// sandboxes, in the run directory, and which goes with that.
+	sharedNamespace = "null-netns"
 )
 
 // look remembers the slots in use, whose namespaces and links bear no other mark of ours.
@@ -161,7 +165,7 @@ func globs(patterns ...string) []string {
 	for _, p := range patterns {
 		paths, _ := filepath.Glob(p)
 		for _, path := range paths {
-			if base := filepath.Base(path); base != "." && base != ".." {
+			if base := filepath.Base(path); base != "." && base != ".." && base != sharedNamespace {
 				found = append(found, path)
 			}
 		}
@@ -218,6 +222,9 @@ func (o *observer) mounts() []string {
 			continue
 		}
 		at := fields[mountPoint]
+		if filepath.Base(at) == sharedNamespace {
+			continue
+		}
 		ours := strings.HasPrefix(at, o.dataDir) || strings.HasPrefix(at, "/run/wrenn/"+o.instance)
 		for index := range o.indexes {
 			if owner, taken := held[index]; !taken || owner == o.instance {

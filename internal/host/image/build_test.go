@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -372,5 +373,95 @@ func TestTwoBuildersTakeTurns(t *testing.T) {
 	ctx, cancel = context.WithCancel(t.Context())
 	if _, err := waitLock(ctx, store.dir, cancel); !errors.Is(err, context.Canceled) {
 		t.Fatalf("a cancelled wait gave %v", err)
+	}
+}
+
+// builderEnv makes the test program build in the directory that it names, for a test to
+// kill.
+const builderEnv = "WRENN_IMAGE_BUILD_HERE"
+
+func TestBuilderToBeKilled(t *testing.T) {
+	dir := os.Getenv(builderEnv)
+	if dir == "" {
+		t.Skip("a part of TestKilledBuilderLeavesNothing")
+	}
+	store, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = store.EnsureBase(t.Context(), func(p Progress) { fmt.Fprintf(os.Stdout, "step: %s\n", p.Step) })
+	t.Fatalf("the build was not killed: %v", err)
+}
+
+func TestKilledBuilderLeavesNothing(t *testing.T) {
+	needBuildTools(t)
+	dir := t.TempDir()
+	builder := exec.Command(os.Args[0], "-test.run=^TestBuilderToBeKilled$")
+	builder.Env = append(os.Environ(), builderEnv+"="+dir)
+	out, err := builder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := builder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && lines.Text() != "step: unpacking" {
+		continue
+	}
+	if len(buildProcesses(dir)) == 0 {
+		t.Error("no process of the build can be seen, so this test would miss one that is left")
+	}
+	if err := builder.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = builder.Wait() // killed
+	ctx, cancel := context.WithTimeout(t.Context(), cancelLimit)
+	defer cancel()
+	// The lock is free as soon as the last of the build's processes has ended.
+	lock, err := waitLock(ctx, dir, func() {})
+	if err != nil {
+		t.Fatalf("%v; processes: %v", err, buildProcesses(dir))
+	}
+	if left := buildProcesses(dir); len(left) > 0 {
+		t.Errorf("processes are left: %v", left)
+	}
+	lock.release()
+	if _, err := Open(dir); err != nil {
+		t.Fatal(err)
+	}
+	checkNothingLeft(t, dir)
+}
+
+// Whoever waits for another's build takes its image, and does not build again.
+func TestWaitingBuilderTakesTheImage(t *testing.T) {
+	store := newTestStore(t)
+	store.host = testHostPaths(t)
+	lock, free, err := tryLock(store.dir)
+	if err != nil || !free {
+		t.Fatal(free, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), cancelLimit)
+	defer cancel()
+	waiting := make(chan string, len(stepTexts)+1)
+	type answer struct {
+		img Image
+		err error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		img, err := store.EnsureBase(ctx, func(p Progress) { waiting <- p.Step })
+		answers <- answer{img, err}
+	}()
+	if step := <-waiting; !strings.HasPrefix(step, "waiting") {
+		t.Fatalf("it did not wait: %s", step)
+	}
+	made := addImage(t, store, baseName, baseName+"-"+mustRecipe(t, store.host).key(), "made by another")
+	lock.release()
+	if got := <-answers; got.err != nil || got.img != made {
+		t.Fatalf("it got %+v", got)
+	}
+	if len(waiting) > 0 {
+		t.Errorf("it built: %s", <-waiting)
 	}
 }

@@ -12,11 +12,16 @@ import (
 
 func testRecipe(t *testing.T) (recipe, hostPaths) {
 	t.Helper()
-	host := hostPaths{
+	host := testHostPaths(t)
+	return mustRecipe(t, host), host
+}
+
+func testHostPaths(t *testing.T) hostPaths {
+	t.Helper()
+	return hostPaths{
 		apt:     testHost(t, map[string]string{"sources.list": "deb http://joe:secret@mirror.test/debian bookworm main"}),
 		localCA: filepath.Join(t.TempDir(), "ca"),
 	}
-	return mustRecipe(t, host), host
 }
 
 func mustRecipe(t *testing.T, host hostPaths) recipe {
