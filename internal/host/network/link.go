@@ -3,7 +3,6 @@ package network
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"sync"
@@ -115,23 +114,4 @@ func configureGuest(slot Slot, ns *namespace) error {
 
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: net.IP(p.Addr().AsSlice()), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// forgetConnections drops what the kernel remembers of the guest's connections, so that
-// packets that are still on their way to it do not reach the address's next owner.
-func forgetConnections(guest netip.Addr) error {
-	addr := net.IP(guest.AsSlice())
-	var from, to netlink.ConntrackFilter
-	err := errors.Join(
-		from.AddIP(netlink.ConntrackOrigSrcIP, addr),
-		to.AddIP(netlink.ConntrackOrigDstIP, addr),
-	)
-	if err != nil {
-		return err
-	}
-	_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, &from, &to)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, netlink.ErrDumpInterrupted) {
-		return nil
-	}
-	return err
 }
