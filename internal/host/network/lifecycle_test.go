@@ -395,3 +395,58 @@ func TestManyAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestSweepFinishesEveryHalfBuiltSlot stops building a slot after each step in turn, as
+// kill -9 does.
+func TestSweepFinishesEveryHalfBuiltSlot(t *testing.T) {
+	c := newConfig(t)
+	n := open(t, c)
+	steps := []struct {
+		name string
+		do   func(Slot) error
+	}{
+		{"lease", func(slot Slot) error { _, err := n.leases.claim(slot.Index); return err }},
+		{"firewall", n.firewall.admit},
+		{"namespace's file", func(slot Slot) error {
+			return errors.Join(os.MkdirAll(namespaceDir, 0o755), os.WriteFile(slot.Namespace, nil, 0o444))
+		}},
+		{"namespace", func(slot Slot) error {
+			if err := removeFile(slot.Namespace); err != nil {
+				return err
+			}
+			ns, err := createNamespace(slot.Namespace)
+			if err == nil {
+				ns.Close()
+			}
+			return err
+		}},
+		{"link", func(slot Slot) error {
+			return inNamespace(t.Context(), slot, func(ns *namespace) error { return createLink(slot, n.mtu, ns) })
+		}},
+	}
+	first := int(n.cursor.Load())
+	for last := range steps {
+		slot := n.plan.slot((first + last) % n.plan.capacity())
+		for _, step := range steps[:last+1] {
+			if err := step.do(slot); err != nil {
+				t.Fatalf("%s: %v", step.name, err)
+			}
+		}
+		again, err := Open(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(again.Sweep(t.Context(), nil), again.Close()); err != nil {
+			t.Errorf("killed after the %s: %v", steps[last].name, err)
+		}
+		if got := traces(t, n, slot); len(got) > 0 {
+			t.Errorf("killed after the %s: left are %v", steps[last].name, got)
+		}
+		if hasTable(t, c.Instance) {
+			t.Errorf("killed after the %s: the table is left", steps[last].name)
+		}
+		if err := n.firewall.install(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
