@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -95,6 +96,7 @@ func connect() (*server, error) {
 // the server the HTTP client of the generated one.
 func (s *server) Do(req *http.Request) (*http.Response, error) {
 	s.authorise(req.Header)
+	dropEmptyParameters(req.URL)
 	resp, err := s.http.Do(req)
 	if err != nil {
 		return nil, s.unreachable(err)
@@ -105,6 +107,20 @@ func (s *server) Do(req *http.Request) (*http.Response, error) {
 	}
 	return resp, nil
 }
+
+// dropEmptyParameters takes away the query parameters that were not given: the generated
+// client sends each of them, and to the server an empty one is a wrong one. A label to
+// filter by may be empty.
+func dropEmptyParameters(u *url.URL) {
+	q := u.Query()
+	maps.DeleteFunc(q, func(name string, values []string) bool {
+		return !strings.HasPrefix(name, labelParameter) && strings.Join(values, "") == ""
+	})
+	u.RawQuery = q.Encode()
+}
+
+// labelParameter begins the names of the query parameters that filter by metadata.
+const labelParameter = "metadata."
 
 func (s *server) authorise(h http.Header) {
 	h.Set("X-API-Key", s.at.APIKey)
@@ -152,6 +168,18 @@ func decode[T any](resp *http.Response, err error) (T, error) {
 	return v, nil
 }
 
+// omitEmpty removes the query parameters that have no value: the generated client writes
+// "status=" for one that was not given, which is not the same to the server.
+func omitEmpty(u *url.URL) {
+	q := u.Query()
+	for name, values := range q {
+		if len(values) == 1 && values[0] == "" {
+			q.Del(name)
+		}
+	}
+	u.RawQuery = q.Encode()
+}
+
 // discard ends a call whose answer has no contents.
 func discard(resp *http.Response, err error) error {
 	if err != nil {
@@ -167,7 +195,7 @@ func (s *server) sandboxes(ctx context.Context, status, template string, metadat
 	withMetadata := func(_ context.Context, req *http.Request) error {
 		q := req.URL.Query()
 		for k, v := range metadata {
-			q.Set("metadata."+k, v)
+			q.Set(labelParameter+k, v)
 		}
 		req.URL.RawQuery = q.Encode()
 		return nil

@@ -51,6 +51,12 @@ func newFakeServer(home string) *fakeServer {
 				fault.WriteHTTP(w, fault.New(fault.Unauthorized, "unknown API key"))
 				return
 			}
+			for name, values := range r.URL.Query() {
+				if values[0] == "" && !strings.HasPrefix(name, "metadata.") {
+					fault.WriteHTTP(w, fault.New(fault.InvalidRequest, "parameter %q must not be empty", name))
+					return
+				}
+			}
 			if err := h(w, r); err != nil {
 				fault.WriteHTTP(w, err)
 			}
