@@ -74,6 +74,7 @@ func (m *serverMessage) bytes() ([]byte, error) {
 type execStream struct {
 	conn *websocket.Conn
 	id   string // of the sandbox
+	cut  func() // breaks the connection off
 }
 
 // stream runs a command of a sandbox with live streams until it ends. A nil in leaves the
@@ -90,11 +91,12 @@ func (s *server) stream(ctx context.Context, id string, start clientMessage, in 
 	// running; life goes on until the command is stopped.
 	life, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
+	x.cut = cut
 	start.Type, start.Stdin = "start", in != nil
 	if err := x.send(life, start); err != nil {
 		return ended{}, s.unreachable(err)
 	}
-	defer context.AfterFunc(ctx, func() { x.stop(life, cut) })()
+	defer context.AfterFunc(ctx, func() { x.stop(life) })()
 	if in != nil {
 		// A read of standard input cannot be broken off: this goroutine may stay blocked in
 		// one until the program ends.
@@ -132,10 +134,10 @@ func (x *execStream) send(ctx context.Context, m clientMessage) error {
 }
 
 // stop asks for the command's end and cuts the connection if none comes.
-func (x *execStream) stop(ctx context.Context, cut context.CancelFunc) {
-	time.AfterFunc(stopGrace, cut)
+func (x *execStream) stop(ctx context.Context) {
+	time.AfterFunc(stopGrace, x.cut)
 	if x.send(ctx, clientMessage{Type: "stop"}) != nil {
-		cut()
+		x.cut()
 	}
 }
 
@@ -164,11 +166,11 @@ func (x *execStream) feed(ctx context.Context, in io.Reader) {
 func (x *execStream) receive(ctx context.Context, out, errOut io.Writer) (ended, error) {
 	// An error may be about one message only, such as stdin that came when the command had
 	// just ended; then the exit follows. It is the result when nothing follows.
-	var failure error
+	var failure, unwritable error
 	for {
 		_, text, err := x.conn.Read(ctx)
 		if err != nil {
-			return ended{}, cmp.Or(failure, x.broken(err))
+			return ended{}, cmp.Or(unwritable, failure, x.broken(err))
 		}
 		var m serverMessage
 		if err := json.Unmarshal(text, &m); err != nil {
@@ -181,14 +183,15 @@ func (x *execStream) receive(ctx context.Context, out, errOut io.Writer) (ended,
 			err = m.writeTo(errOut)
 		case "exit":
 			_ = x.conn.Close(websocket.StatusNormalClosure, "") // the command has ended either way
-			return m.ended, nil
+			return m.ended, unwritable
 		case "error":
 			failure = m.failure()
 		}
 		if err != nil {
-			// Nobody reads the output any more, so nobody wants the command either.
-			_ = x.send(ctx, clientMessage{Type: "stop"})
-			return ended{}, err
+			// Nobody reads the output any more, so nobody wants the command either. Going
+			// away before its end would leave it running.
+			x.stop(ctx)
+			unwritable, out, errOut = err, io.Discard, io.Discard
 		}
 	}
 }
