@@ -51,19 +51,15 @@ func newSubscription(stall time.Duration, leave func(*Subscription)) *Subscripti
 // Next returns the next event. After Ended it returns io.EOF. If nothing comes for idle it
 // returns an Idle event; an idle of zero waits for ever.
 func (s *Subscription) Next(ctx context.Context, idle time.Duration) (Event, error) {
-	var silence <-chan time.Time
+	var silence alarm
+	defer silence.stop()
 	for {
 		if ev, ok, err := s.take(); ok || err != nil {
 			return ev, err
 		}
-		if silence == nil && idle > 0 {
-			timer := time.NewTimer(idle)
-			defer timer.Stop()
-			silence = timer.C
-		}
 		select {
 		case <-s.ready:
-		case <-silence:
+		case <-silence.after(idle):
 			return Event{Kind: Idle}, nil
 		case <-ctx.Done():
 			return Event{}, context.Cause(ctx)
@@ -102,20 +98,16 @@ func (s *Subscription) Close() {
 // push hands an event over, waiting for room. It takes over the caller's reference and
 // says whether the subscriber is still there.
 func (s *Subscription) push(ev Event) bool {
-	var stalled <-chan time.Time
+	var stalled alarm
+	defer stalled.stop()
 	for {
 		if accepted, over := s.offer(ev); accepted || over {
 			return accepted
 		}
-		if stalled == nil {
-			timer := time.NewTimer(s.stall)
-			defer timer.Stop()
-			stalled = timer.C
-		}
 		select {
 		case <-s.room:
 		case <-s.gone:
-		case <-stalled:
+		case <-stalled.after(s.stall):
 			s.finish(fault.New(fault.RateLimited,
 				"the output was not read for %v, so the stream was ended; the process goes on", s.stall))
 		}
@@ -170,6 +162,27 @@ func (s *Subscription) endLocked(err error) {
 	s.over = err
 	close(s.gone)
 	give(s.ready)
+}
+
+// alarm is a timer that is made when it is first waited for: mostly nothing has to be
+// waited for.
+type alarm struct{ timer *time.Timer }
+
+// after returns a channel that gets a value d after the first call; never if d is 0.
+func (a *alarm) after(d time.Duration) <-chan time.Time {
+	if d <= 0 {
+		return nil
+	}
+	if a.timer == nil {
+		a.timer = time.NewTimer(d)
+	}
+	return a.timer.C
+}
+
+func (a *alarm) stop() {
+	if a.timer != nil {
+		a.timer.Stop()
+	}
 }
 
 func give(token chan struct{}) {

@@ -60,6 +60,9 @@ func (s processService) Start(ctx context.Context, req *connect.Request[processp
 // spec turns a request into what is to be run.
 func (s processService) spec(ctx context.Context, msg *processpb.StartRequest, user identity.User) (process.Spec, error) {
 	config := msg.GetProcess()
+	if config == nil {
+		config = &processpb.ProcessConfig{}
+	}
 	if err := identity.CheckEnv(config.GetEnvs()); err != nil {
 		return process.Spec{}, err
 	}
