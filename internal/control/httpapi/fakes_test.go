@@ -1,0 +1,192 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/wrenn-sandbox/wrenn/internal/control/account"
+	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+const testKey = "wrn_0123456789012345678901234567890123456789"
+
+// The fakes do what a test fills in; a call that it did not expect panics.
+
+type fakeSandboxes struct {
+	create func(sandbox.Options) (sandbox.Sandbox, error)
+	list   func(sandbox.Query) (sandbox.Page, error)
+	get    func(id string) (sandbox.Sandbox, error)
+	delete func(id string) error
+	ping   func(id string) error
+}
+
+func (f *fakeSandboxes) Create(_ context.Context, o sandbox.Options) (sandbox.Sandbox, error) {
+	return f.create(o)
+}
+func (f *fakeSandboxes) List(_ context.Context, q sandbox.Query) (sandbox.Page, error) {
+	return f.list(q)
+}
+func (f *fakeSandboxes) Get(_ context.Context, id string) (sandbox.Sandbox, error) { return f.get(id) }
+func (f *fakeSandboxes) Delete(_ context.Context, id string) error                 { return f.delete(id) }
+func (f *fakeSandboxes) Ping(_ context.Context, id string) error                   { return f.ping(id) }
+
+type fakeProcesses struct {
+	exec       func(ctx context.Context, cmd sandbox.Command, stdin []byte) (sandbox.Result, error)
+	background func(sandbox.Command) (sandbox.Started, error)
+	list       func() ([]sandbox.Process, error)
+	signal     func(sandbox.Selector, sandbox.Signal) error
+	running    func(id string) error
+	open       func(sandbox.Command) (sandbox.Session, error)
+}
+
+func (f *fakeProcesses) Exec(ctx context.Context, _ string, cmd sandbox.Command, stdin []byte) (sandbox.Result, error) {
+	return f.exec(ctx, cmd, stdin)
+}
+func (f *fakeProcesses) Background(_ context.Context, _ string, cmd sandbox.Command) (sandbox.Started, error) {
+	return f.background(cmd)
+}
+func (f *fakeProcesses) List(context.Context, string) ([]sandbox.Process, error) { return f.list() }
+func (f *fakeProcesses) Signal(_ context.Context, _ string, sel sandbox.Selector, sig sandbox.Signal) error {
+	return f.signal(sel, sig)
+}
+func (f *fakeProcesses) CheckRunning(_ context.Context, id string) error { return f.running(id) }
+func (f *fakeProcesses) Open(_ context.Context, _ string, cmd sandbox.Command) (sandbox.Session, error) {
+	return f.open(cmd)
+}
+
+type fakeFiles struct {
+	Files // for the calls that no test makes
+	list  func(user, path string, depth int) ([]sandbox.FileEntry, error)
+	stat  func(user, path string) (sandbox.FileEntry, error)
+	move  func(from, to string) (sandbox.FileEntry, error)
+	read  func(ctx context.Context, path string) (sandbox.Contents, error)
+	write func(user, path string, r io.Reader, size int64) error
+}
+
+func (f *fakeFiles) List(_ context.Context, _, user, path string, depth int) ([]sandbox.FileEntry, error) {
+	return f.list(user, path, depth)
+}
+func (f *fakeFiles) Stat(_ context.Context, _, user, path string) (sandbox.FileEntry, error) {
+	return f.stat(user, path)
+}
+func (f *fakeFiles) Move(_ context.Context, _, _, from, to string) (sandbox.FileEntry, error) {
+	return f.move(from, to)
+}
+func (f *fakeFiles) Read(ctx context.Context, _, _, path string) (sandbox.Contents, error) {
+	return f.read(ctx, path)
+}
+func (f *fakeFiles) Write(_ context.Context, _, user, path string, r io.Reader, size int64) error {
+	return f.write(user, path, r, size)
+}
+
+type fakeAccounts struct{}
+
+func (fakeAccounts) Verify(_ context.Context, secret string) (account.Key, error) {
+	if secret != testKey {
+		return account.Key{}, fault.New(fault.Unauthorized, "this API key is not known here")
+	}
+	return account.Key{}, nil
+}
+
+// server is the API on port 0 over fakes.
+type server struct {
+	*httptest.Server
+	sandboxes fakeSandboxes
+	processes fakeProcesses
+	files     fakeFiles
+	ready     func(context.Context) error
+	log       syncBuffer
+}
+
+func serve(t testing.TB) *server {
+	t.Helper()
+	s := &server{ready: func(context.Context) error { return nil }}
+	h, err := New(Config{
+		Sandboxes: &s.sandboxes, Processes: &s.processes, Files: &s.files, Accounts: fakeAccounts{},
+		Ready: func(ctx context.Context) error { return s.ready(ctx) },
+		Log:   slog.New(slog.NewTextHandler(&s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Server = httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return s
+}
+
+// answer is a response read to its end.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// failure is the code and the message of an error.
+func (a answer) failure(t testing.TB) (code, message string) {
+	t.Helper()
+	var body struct {
+		Error struct{ Code, Message string }
+	}
+	if err := json.Unmarshal([]byte(a.body), &body); err != nil || body.Error.Code == "" {
+		t.Fatalf("not an error: %d %q", a.status, a.body)
+	}
+	if got := a.header.Get("Content-Type"); got != "application/json" {
+		t.Errorf("an error of type %q", got)
+	}
+	return body.Error.Code, body.Error.Message
+}
+
+// do sends a request with the key. A header of "" is removed.
+func (s *server) do(t testing.TB, method, path, body string, header ...string) answer {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, s.URL+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-API-Key", testKey)
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Del(header[i])
+		if header[i+1] != "" {
+			req.Header.Set(header[i], header[i+1])
+		}
+	}
+	resp, err := s.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{resp.StatusCode, resp.Header, string(raw)}
+}
+
+// syncBuffer is a log that can be read while it is written.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
