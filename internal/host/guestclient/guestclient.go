@@ -258,12 +258,13 @@ func rpcError(ctx context.Context, err error) error {
 		return err
 	case ctx.Err() != nil:
 		return fmt.Errorf("ask the sandbox: %w", ctx.Err())
+	}
+	var ce *connect.Error
+	switch {
+	case errors.As(err, &ce) && !connect.IsWireError(ce):
+		return unreachable(ctx, err) // not the guest's word, but the transport's
 	case fault.Is(err, fault.HostUnavailable), fault.Is(err, fault.Internal):
-		var ce *connect.Error
-		if errors.As(err, &ce) && connect.IsWireError(ce) {
-			return fault.Wrap(err, fault.AgentError, "%s", ce.Message())
-		}
-		return unreachable(ctx, err)
+		return fault.Wrap(err, fault.AgentError, "%s", fault.MessageOf(err))
 	case fault.Is(err, fault.Unauthorized):
 		return fault.Wrap(err, fault.InvalidRequest, "%s", fault.MessageOf(err))
 	}

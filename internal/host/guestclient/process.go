@@ -101,14 +101,12 @@ func (c *Client) Start(ctx context.Context, cmd Command, sink func(Event) error)
 		}
 	}
 	err = stream.Err()
-	if fault.Is(err, fault.DeadlineExceeded) && ctx.Err() == nil {
+	// Only the guest's own word counts: a broken connection may look like a time-out too.
+	if ce := new(connect.Error); errors.As(err, &ce) && connect.IsWireError(ce) && ce.Code() == connect.CodeDeadlineExceeded {
 		return sink(Ended{ExitCode: -1, Signal: unix.SignalName(unix.SIGKILL), TimedOut: true})
 	}
 	if err == nil {
-		err = io.ErrUnexpectedEOF
-	}
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return unreachable(ctx, err)
+		err = fault.Wrap(io.ErrUnexpectedEOF, fault.AgentError, "the sandbox broke the command's stream off")
 	}
 	return rpcError(ctx, err)
 }

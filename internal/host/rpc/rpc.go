@@ -7,11 +7,10 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
-
-	"time"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/host/guestclient"
@@ -60,7 +59,7 @@ func New(cfg Config) (http.Handler, error) {
 	}
 	s := &server{Config: cfg, hostname: hostname}
 	mux := http.NewServeMux()
-	mux.Handle(hostv1connect.NewHostServiceHandler(s, connect.WithInterceptors(logErrors(cfg.Log), fault.Interceptor())))
+	mux.Handle(hostv1connect.NewHostServiceHandler(s, connect.WithInterceptors(fault.Interceptor(), errorLog{cfg.Log})))
 	mux.HandleFunc("GET "+hostv1.FilesPath, s.fileHandler(s.readFile))
 	mux.HandleFunc("POST "+hostv1.FilesPath, s.fileHandler(s.writeFile))
 	return mux, nil
@@ -148,12 +147,8 @@ func toResources(r sandbox.Resources) *hostv1.Resources {
 	return &hostv1.Resources{Vcpus: uint32(r.VCPUs), MemoryMb: uint32(r.MemoryMB), DiskMb: uint32(r.DiskMB)}
 }
 
-// logErrors logs what went wrong inside, once, at this boundary: not what the caller did
-// wrong, and not that it went away.
-func logErrors(log *slog.Logger) connect.Interceptor {
-	return errorLog{log}
-}
-
+// errorLog logs what went wrong inside, once, at this boundary: not what the caller did
+// wrong, and not that it went away. It must see errors before they are mapped.
 type errorLog struct{ log *slog.Logger }
 
 func (l errorLog) report(ctx context.Context, procedure string, err error) {

@@ -185,7 +185,11 @@ func (d *Driver) Close() error {
 	}
 	d.cgroups.removeParent()
 	mount := filepath.Join(d.stateDir(), nullNetns)
-	if err := unix.Unmount(mount, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+	// Two commands that raced have mounted it twice. EINVAL: it is no mount any more.
+	for err = nil; err == nil; {
+		err = unix.Unmount(mount, unix.MNT_DETACH)
+	}
+	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount %s: %w", mount, err)
 	}
 	return errors.Join(os.RemoveAll(d.stateDir()), os.RemoveAll(d.bundlesDir()))

@@ -46,7 +46,11 @@ type Driver struct {
 
 var _ runtime.Driver = (*Driver)(nil)
 
-// New returns a Driver and makes its directories.
+// logPattern names the files that single runsc commands log to, in RunDir.
+const logPattern = "runsc-*.log"
+
+// New returns a Driver, makes its directories, and removes the logs of commands that were
+// under way when an earlier process was killed.
 func New(cfg Config) (*Driver, error) {
 	if _, err := exec.LookPath(cfg.Binary); err != nil {
 		return nil, fmt.Errorf("find runsc: %w; `make build` builds it", err)
@@ -57,7 +61,15 @@ func New(cfg Config) (*Driver, error) {
 			return nil, err
 		}
 	}
-	var err error
+	logs, err := filepath.Glob(filepath.Join(cfg.RunDir, logPattern))
+	if err != nil {
+		return nil, err
+	}
+	for _, log := range logs {
+		if err := os.Remove(log); err != nil {
+			return nil, err
+		}
+	}
 	if d.cgroups, err = findCgroups(cfg.CgroupParent); err != nil {
 		return nil, err
 	}
@@ -150,7 +162,7 @@ const maxToolOutput = 2048
 // runsc runs one runsc command. The sandbox's first process inherits the null device,
 // never a file of ours that a guest could fill or a pipe whose end it could notice.
 func (d *Driver) runsc(ctx context.Context, args ...string) error {
-	logFile, err := os.CreateTemp(d.cfg.RunDir, "runsc-*.log")
+	logFile, err := os.CreateTemp(d.cfg.RunDir, logPattern)
 	if err != nil {
 		return err
 	}

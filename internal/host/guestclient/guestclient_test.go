@@ -1,0 +1,249 @@
+package guestclient
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/internal/testenv"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const testToken = "a token"
+
+// startEnvd runs the real daemon on this host and returns a client of it.
+func startEnvd(t *testing.T) *Client {
+	t.Helper()
+	cmd := exec.Command(testenv.Bin(t, "envd"), "--listen", "127.0.0.1:0")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+	})
+	scanner := bufio.NewScanner(stderr)
+	address := regexp.MustCompile(`127\.0\.0\.1:\d+`)
+	for scanner.Scan() {
+		if found := address.FindString(scanner.Text()); found != "" {
+			go func() { _, _ = io.Copy(io.Discard, stderr) }()
+			tcp, err := net.ResolveTCPAddr("tcp", found)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := New(tcp, testToken)
+			t.Cleanup(c.Close)
+			return c.ready(t)
+		}
+	}
+	t.Fatalf("envd did not say where it listens: %v", scanner.Err())
+	return nil
+}
+
+func (c *Client) ready(t *testing.T) *Client {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := c.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Init(ctx, Init{AccessToken: testToken, DefaultUser: "root", Timestamp: time.Now(), EnvVars: map[string]string{"SHAPE": "round"}}); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// run runs a command and returns its output and end.
+func (c *Client) run(t *testing.T, cmd Command) (stdout, stderr string, end Ended, err error) {
+	t.Helper()
+	var out, errOut strings.Builder
+	err = c.Start(t.Context(), cmd, func(e Event) error {
+		switch e := e.(type) {
+		case Output:
+			if e.Stderr {
+				errOut.Write(e.Data)
+			} else {
+				out.Write(e.Data)
+			}
+		case Ended:
+			end = e
+		}
+		return nil
+	})
+	return out.String(), errOut.String(), end, err
+}
+
+func shell(script string) Command { return Command{Cmd: "/bin/bash", Args: []string{"-c", script}} }
+
+func TestCommands(t *testing.T) {
+	c := startEnvd(t)
+	for name, test := range map[string]struct {
+		cmd            Command
+		stdout, stderr string
+		end            Ended
+	}{
+		"both streams and a code": {shell("echo o; echo e >&2; exit 3"), "o\n", "e\n", Ended{ExitCode: 3}},
+		"sandbox environment":     {shell("echo $SHAPE"), "round\n", "", Ended{}},
+		"own environment":         {Command{Cmd: "/bin/bash", Args: []string{"-c", "echo $A"}, Env: map[string]string{"A": "b"}}, "b\n", "", Ended{}},
+		"directory":               {Command{Cmd: "pwd", Cwd: "/usr"}, "/usr\n", "", Ended{}},
+		"user":                    {Command{Cmd: "id", Args: []string{"-un"}, User: "nobody", Cwd: "/"}, "nobody\n", "", Ended{}},
+		"signal":                  {shell("kill -TERM $$"), "", "", Ended{ExitCode: -1, Signal: "SIGTERM"}},
+		"timeout":                 {Command{Cmd: "/bin/bash", Args: []string{"-c", "echo early; exec sleep 60"}, Timeout: 300 * time.Millisecond}, "early\n", "", Ended{ExitCode: -1, Signal: "SIGKILL", TimedOut: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stdout, stderr, end, err := c.run(t, test.cmd)
+			if err != nil || stdout != test.stdout || stderr != test.stderr || end != test.end {
+				t.Errorf("%q, %q, %+v, %v", stdout, stderr, end, err)
+			}
+		})
+	}
+}
+
+func TestWhatCannotRunIsTheCallersMistake(t *testing.T) {
+	c := startEnvd(t)
+	for name, cmd := range map[string]Command{
+		"no such program":   {Cmd: "no-such-program"},
+		"no such directory": {Cmd: "true", Cwd: "/no/such/directory"},
+		"no such user":      {Cmd: "true", User: "no-such-user"},
+	} {
+		_, _, _, err := c.run(t, cmd)
+		if !fault.Is(err, fault.InvalidRequest) || !strings.Contains(fault.MessageOf(err), "no") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestInputReachesTheProcess(t *testing.T) {
+	c := startEnvd(t)
+	var out strings.Builder
+	cmd := Command{Cmd: "cat", Stdin: true, Tag: "reader"}
+	err := c.Start(t.Context(), cmd, func(e Event) error {
+		switch e := e.(type) {
+		case Started:
+			if list, err := c.Processes(t.Context()); err != nil || len(list) != 1 || list[0].Tag != "reader" || list[0].PID != e.PID {
+				t.Errorf("processes: %+v, %v", list, err)
+			}
+			if err := c.SendInput(t.Context(), Selector{PID: e.PID}, []byte("one\n")); err != nil {
+				t.Error(err)
+			}
+			return c.CloseStdin(t.Context(), Selector{Tag: "reader"})
+		case Output:
+			out.Write(e.Data)
+		}
+		return nil
+	})
+	if err != nil || out.String() != "one\n" {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+	if err := c.Signal(t.Context(), Selector{PID: 1 << 30}, true); !fault.Is(err, fault.NotFound) {
+		t.Errorf("signal to nobody: %v", err)
+	}
+}
+
+func TestFiles(t *testing.T) {
+	c := startEnvd(t)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "new", "file")
+	content := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	for _, size := range []int64{int64(len(content)), -1} {
+		if err := c.WriteFile(t.Context(), path, "", bytes.NewReader(content), size); err != nil {
+			t.Fatal(err)
+		}
+		body, length, err := c.ReadFile(t.Context(), path, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(body)
+		if err := errors.Join(err, body.Close()); err != nil || length != int64(len(content)) || !bytes.Equal(got, content) {
+			t.Errorf("read %d bytes of %d: %v", len(got), length, err)
+		}
+	}
+	if err := c.WriteFile(t.Context(), path, "", bytes.NewReader(nil), 0); err != nil {
+		t.Errorf("an empty file: %v", err)
+	}
+	if e, err := c.Stat(t.Context(), path, ""); err != nil || e.Size != 0 || e.Type != FileRegular || e.Owner != "root" {
+		t.Errorf("stat: %+v, %v", e, err)
+	}
+	if err := c.WriteFile(t.Context(), path, "", io.MultiReader(strings.NewReader("half"), failing{}), -1); err == nil {
+		t.Error("a body that fails half-way was taken as a whole")
+	}
+	if e, err := c.Stat(t.Context(), path, ""); err != nil || e.Size != 0 {
+		t.Errorf("half a file replaced the whole one: %+v, %v", e, err)
+	}
+	if _, _, err := c.ReadFile(t.Context(), filepath.Join(dir, "none"), ""); !fault.Is(err, fault.NotFound) {
+		t.Errorf("read of nothing: %v", err)
+	}
+	if _, err := c.MakeDir(t.Context(), filepath.Join(dir, "new"), ""); !fault.Is(err, fault.Conflict) {
+		t.Errorf("mkdir of what is there: %v", err)
+	}
+	if e, err := c.Move(t.Context(), path, filepath.Join(dir, "moved"), ""); err != nil || e.Name != "moved" {
+		t.Errorf("move: %+v, %v", e, err)
+	}
+	if list, err := c.List(t.Context(), dir, "", 1); err != nil || len(list) != 2 {
+		t.Errorf("list: %+v, %v", list, err)
+	}
+	if err := c.Remove(t.Context(), filepath.Join(dir, "moved"), ""); err != nil {
+		t.Error(err)
+	}
+}
+
+type failing struct{}
+
+func (failing) Read([]byte) (int, error) { return 0, errors.New("the client went away") }
+
+func TestAWrongTokenIsRefused(t *testing.T) {
+	c := startEnvd(t)
+	tcp, err := net.ResolveTCPAddr("tcp", strings.TrimPrefix(c.base, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger := New(tcp, "another token")
+	defer stranger.Close()
+	if _, err := stranger.Processes(t.Context()); err == nil {
+		t.Error("the guest answers without its token")
+	}
+}
+
+func TestCloseCutsWhatIsUnderWay(t *testing.T) {
+	c := startEnvd(t)
+	started := make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		done <- c.Start(t.Context(), Command{Cmd: "sleep", Args: []string{"30"}, Timeout: time.Minute}, func(e Event) error {
+			if _, ok := e.(Started); ok {
+				close(started)
+			}
+			return nil
+		})
+	}()
+	<-started
+	c.Close()
+	select {
+	case err := <-done:
+		if !fault.Is(err, fault.AgentError) {
+			t.Errorf("the command's stream ended with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("a stream to a guest that is gone goes on")
+	}
+	if _, err := c.Processes(t.Context()); !fault.Is(err, fault.AgentError) {
+		t.Errorf("a request after Close: %v", err)
+	}
+}
