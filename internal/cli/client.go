@@ -168,18 +168,6 @@ func decode[T any](resp *http.Response, err error) (T, error) {
 	return v, nil
 }
 
-// omitEmpty removes the query parameters that have no value: the generated client writes
-// "status=" for one that was not given, which is not the same to the server.
-func omitEmpty(u *url.URL) {
-	q := u.Query()
-	for name, values := range q {
-		if len(values) == 1 && values[0] == "" {
-			q.Del(name)
-		}
-	}
-	u.RawQuery = q.Encode()
-}
-
 // discard ends a call whose answer has no contents.
 func discard(resp *http.Response, err error) error {
 	if err != nil {
