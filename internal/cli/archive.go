@@ -2,6 +2,7 @@ package cli
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -55,7 +56,10 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (t *tail) String() string { return printable(strings.TrimSpace(t.buf.String())) }
+func (t *tail) String() string {
+	lines := strings.Split(strings.TrimSpace(t.buf.String()), "\n")
+	return printable(strings.Join(lines, "; "))
+}
 
 // upDirectory copies what is in the directory src into target, which is made. It travels
 // as a tar archive through the stdin of tar in the sandbox.
@@ -71,12 +75,16 @@ func (t *transfer) upDirectory(ctx context.Context, src, target string) (int64, 
 	}
 	done := make(chan packed, 1)
 	go func() {
-		n, err := t.pack(os.DirFS(src), src, m.writer(into))
+		// The pipe passes on write by write, and each would become a message of its own.
+		buffered := bufio.NewWriterSize(m.writer(into), stdinChunk)
+		n, err := t.pack(os.DirFS(src), src, buffered)
+		err = errors.Join(err, buffered.Flush())
 		if err != nil {
 			// tar must not take a part of the archive for the whole.
 			cancel()
 		}
-		done <- packed{n, errors.Join(err, into.CloseWithError(err))}
+		_ = into.CloseWithError(err) // never fails
+		done <- packed{n, err}
 	}()
 	const script = `mkdir -p -- "$1" && exec tar -x -p --no-same-owner -f - -C "$1"`
 	_, err := t.tool(ctx, archive, io.Discard, "sh", "-c", script, "sh", target)
@@ -163,7 +171,8 @@ func (t *transfer) downDirectory(ctx context.Context, src, target string) (int64
 	go func() {
 		// Hard links are files of their own: their names are the guest's to choose.
 		_, err := t.tool(ctx, nil, m.writer(into), "tar", "-c", "--hard-dereference", "-f", "-", "-C", src, ".")
-		done <- errors.Join(err, into.CloseWithError(err))
+		_ = into.CloseWithError(err) // never fails
+		done <- err
 	}()
 	n, err := t.unpack(root, archive)
 	if err == nil {
