@@ -123,6 +123,11 @@ func newSandbox(t testing.TB, p *program, fields object) *sandbox {
 	s.id, _ = s.info["id"].(string)
 	p.seen.look()
 	t.Cleanup(func() {
+		select {
+		case <-p.exited:
+			return // and with it the sandbox
+		default:
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), requestLimit)
 		defer cancel()
 		a, err := p.try(ctx, http.MethodDelete, s.path(""), nil)

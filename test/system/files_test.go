@@ -145,5 +145,6 @@ func TestFileOperations(t *testing.T) {
 		t.Errorf("stream/write answered %d, and the file is %q", a.status, got)
 	}
 	call("remove", object{"path": "deep"}, http.StatusNoContent)
+	call("remove", object{"path": "deep"}, http.StatusNoContent) // what is gone is gone
 	call("stat", object{"path": "deep"}, http.StatusNotFound)
 }

@@ -197,5 +197,11 @@ func TestKilledRuntime(t *testing.T) {
 		}
 		return nil
 	})
+	// What it held goes at once; that it was there stays known until it is deleted.
+	held := slices.DeleteFunc(slices.Clone(ofSandboxes), func(k kind) bool { return k == records })
+	requireClean(t, p.seen, held)
+	if a := p.call(t, http.MethodDelete, s.path(""), nil); a.status != http.StatusNoContent {
+		t.Errorf("delete answered %d: %s", a.status, a.body)
+	}
 	requireClean(t, p.seen, ofSandboxes)
 }

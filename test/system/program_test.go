@@ -73,10 +73,7 @@ func launch(t testing.TB, dir string) (*program, error) {
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	// In a group of its own, so that Ctrl-C at the test is for the test, which stops it.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	credentials := filepath.Join(p.dataDir, "credentials.json")
-	if err := os.Remove(credentials); err != nil && !os.IsNotExist(err) {
-		return nil, err
-	}
+	began := time.Now()
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -84,7 +81,7 @@ func launch(t testing.TB, dir string) (*program, error) {
 		p.exitErr = p.cmd.Wait()
 		close(p.exited)
 	}()
-	if err := p.awaitReady(credentials); err != nil {
+	if err := p.awaitReady(began); err != nil {
 		_ = p.cmd.Process.Kill()
 		<-p.exited
 		return nil, fmt.Errorf("%w; its log:\n%s", err, p.log())
@@ -92,8 +89,13 @@ func launch(t testing.TB, dir string) (*program, error) {
 	return p, nil
 }
 
-func (p *program) awaitReady(credentials string) error {
+func (p *program) awaitReady(began time.Time) error {
+	credentials := filepath.Join(p.dataDir, "credentials.json")
 	ready := func() bool {
+		info, err := os.Stat(credentials)
+		if err != nil || info.ModTime().Before(began) {
+			return false // of an earlier start
+		}
 		text, err := os.ReadFile(credentials)
 		if err != nil {
 			return false
@@ -113,6 +115,8 @@ func (p *program) awaitReady(credentials string) error {
 		defer resp.Body.Close()
 		return resp.StatusCode == http.StatusOK
 	}
+	const grain = 10 * time.Millisecond // of the times that a file system keeps
+	began = began.Add(-grain)
 	deadline := time.After(startLimit)
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
