@@ -147,11 +147,7 @@ func (x *execStream) feed(ctx context.Context, in io.Reader) {
 	for {
 		n, readErr := in.Read(buf)
 		if n > 0 {
-			m := clientMessage{Type: "stdin", Data: string(buf[:n])}
-			if !utf8.Valid(buf[:n]) {
-				m.Data, m.Encoding = base64.StdEncoding.EncodeToString(buf[:n]), base64Encoding
-			}
-			if x.send(ctx, m) != nil {
+			if x.send(ctx, stdinMessage(buf[:n])) != nil {
 				return
 			}
 		}
@@ -160,6 +156,16 @@ func (x *execStream) feed(ctx context.Context, in io.Reader) {
 			return
 		}
 	}
+}
+
+// stdinMessage carries what people type as text, and all else as base64: a file of
+// zeros or of angle brackets is UTF-8 too, and six times as long once JSON has escaped it.
+func stdinMessage(data []byte) clientMessage {
+	const typed = 4 << 10 // bytes
+	if len(data) <= typed && utf8.Valid(data) {
+		return clientMessage{Type: "stdin", Data: string(data)}
+	}
+	return clientMessage{Type: "stdin", Data: base64.StdEncoding.EncodeToString(data), Encoding: base64Encoding}
 }
 
 // receive writes the command's output until it has ended.
