@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -55,7 +54,7 @@ func (m *memory) TouchKey(_ context.Context, hash [sha256.Size]byte, at time.Tim
 
 func newTest() (*Service, *memory) {
 	m := &memory{keys: make(map[[sha256.Size]byte]Key)}
-	return New(m, slog.New(slog.NewTextHandler(io.Discard, nil))), m
+	return New(m, slog.New(slog.DiscardHandler)), m
 }
 
 func TestFirstKey(t *testing.T) {

@@ -231,7 +231,7 @@ func TestExecIsCanceledWithItsClient(t *testing.T) {
 		return sandbox.Result{}, ctx.Err()
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	req, err := http.NewRequestWithContext(ctx, "POST", s.URL+"/v1/sandboxes/sb1/exec", strings.NewReader(`{"cmd":"c"}`))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+"/v1/sandboxes/sb1/exec", strings.NewReader(`{"cmd":"c"}`))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -161,7 +161,7 @@ func TestReadThatBreaksIsNotTakenForTheWhole(t *testing.T) {
 		r := io.MultiReader(strings.NewReader(strings.Repeat("x", fileBuffer+1)), iotest.ErrReader(errors.New("the sandbox died")))
 		return sandbox.Contents{ReadCloser: io.NopCloser(r), Size: -1}, nil
 	}
-	req, err := http.NewRequestWithContext(t.Context(), "POST", s.URL+"/v1/sandboxes/sb1/files/stream/read", strings.NewReader(`{"path":"/a"}`))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+"/v1/sandboxes/sb1/files/stream/read", strings.NewReader(`{"path":"/a"}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +223,7 @@ func BenchmarkWriteForm(b *testing.B) {
 	b.SetBytes(size)
 	for b.Loop() {
 		body := io.MultiReader(strings.NewReader(head), io.LimitReader(zeros{}, size), strings.NewReader(tail))
-		req, err := http.NewRequestWithContext(b.Context(), "POST", s.URL+"/v1/sandboxes/sb1/files/write", body)
+		req, err := http.NewRequestWithContext(b.Context(), http.MethodPost, s.URL+"/v1/sandboxes/sb1/files/write", body)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -246,7 +246,7 @@ func BenchmarkRead(b *testing.B) {
 	b.SetBytes(size)
 	buf := make([]byte, fileBuffer)
 	for b.Loop() {
-		req, err := http.NewRequestWithContext(b.Context(), "POST", s.URL+"/v1/sandboxes/sb1/files/read", strings.NewReader(`{"path":"/a"}`))
+		req, err := http.NewRequestWithContext(b.Context(), http.MethodPost, s.URL+"/v1/sandboxes/sb1/files/read", strings.NewReader(`{"path":"/a"}`))
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -181,7 +182,7 @@ type joiner struct {
 func (j *joiner) push(chunk []byte) []byte {
 	data := chunk
 	if len(j.held) > 0 {
-		data = append(j.held, chunk...)
+		data = slices.Concat(j.held, chunk)
 		j.held = nil
 	}
 	whole := len(data) - partialRune(data)

@@ -52,7 +52,7 @@ func (e execStream) serve(w http.ResponseWriter, r *http.Request) error {
 		e.log.DebugContext(r.Context(), "a WebSocket was refused", "request", requestID(r.Context()), "error", err)
 		return nil
 	}
-	defer conn.CloseNow() //nolint:errcheck // it is closed, one way or another
+	defer func() { _ = conn.CloseNow() }() // it is closed, one way or another
 	conn.SetReadLimit(maxMessage)
 	// The request's context says nothing any more once the connection was taken over;
 	// whoever finds the client gone cancels this one.

@@ -142,13 +142,18 @@ func (a *activity) flushUntilDone(ctx context.Context, store Store, log *slog.Lo
 	for {
 		select {
 		case <-ctx.Done():
-			last, cancel := detached(ctx)
-			defer cancel()
-			return a.flush(last, store)
+			return a.flushLast(ctx, store)
 		case <-tick.C:
 			if err := a.flush(ctx, store); err != nil && ctx.Err() == nil {
 				log.ErrorContext(ctx, "could not write when sandboxes were active; trying again", "error", err)
 			}
 		}
 	}
+}
+
+// flushLast is flush for a ctx that has ended.
+func (a *activity) flushLast(ctx context.Context, store Store) error {
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	return a.flush(ctx, store)
 }
