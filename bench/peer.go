@@ -74,7 +74,8 @@ type container struct {
 	out  *os.File // what its first process writes
 }
 
-// prepare does all that is not part of a start: the namespace and the bundle.
+// prepare does all that is not part of a start: the namespace and the bundle. No id may
+// begin another: runsc takes a prefix for the whole.
 func (p *peer) prepare(id string, args ...string) (*container, error) {
 	c := &container{peer: p, id: id}
 	var err error

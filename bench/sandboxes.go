@@ -30,7 +30,7 @@ func (b *bench) starts(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		theirs, err := b.startRaw(ctx, fmt.Sprintf("start%d", i))
+		theirs, err := b.startRaw(ctx, fmt.Sprintf("start-%03d-", i))
 		if err != nil {
 			return err
 		}
@@ -188,7 +188,7 @@ func (b *bench) crowdOfRaw(ctx context.Context) (took time.Duration, memory floa
 		}
 	}()
 	for i := range all {
-		if all[i], err = b.peer.prepare(fmt.Sprintf("crowd%d", i), forever...); err != nil {
+		if all[i], err = b.peer.prepare(fmt.Sprintf("crowd-%03d-", i), forever...); err != nil {
 			return 0, 0, err
 		}
 	}
