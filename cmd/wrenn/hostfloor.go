@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/wrenn-sandbox/wrenn/internal/host/child"
 	"github.com/wrenn-sandbox/wrenn/internal/host/image"
 	"github.com/wrenn-sandbox/wrenn/internal/host/network"
 	"github.com/wrenn-sandbox/wrenn/internal/host/rpc"
@@ -42,6 +43,8 @@ type hostFloor struct {
 	runtime   *gvisor.Driver
 	runDir    string
 	lock      *os.File
+	// stopReaping ends the reaping of orphans, which sandboxes leave.
+	stopReaping context.CancelFunc
 }
 
 // startHost starts the host agent over a data directory, which it locks. progress is
@@ -54,6 +57,11 @@ func startHost(ctx context.Context, dataDir, imageDir string, log *slog.Logger, 
 		}
 	}()
 	if h.lock, err = lockDir(dataDir); err != nil {
+		return h, err
+	}
+	var life context.Context
+	life, h.stopReaping = context.WithCancel(context.WithoutCancel(ctx))
+	if err := child.Reap(life); err != nil {
 		return h, err
 	}
 	instance, err := instanceID(dataDir)
@@ -143,6 +151,9 @@ func (h *hostFloor) close(ctx context.Context) error {
 	}
 	if h.runDir != "" {
 		_ = os.Remove(h.runDir) // stays while something in it could not be removed
+	}
+	if h.stopReaping != nil {
+		h.stopReaping()
 	}
 	if h.lock != nil {
 		errs = append(errs, h.lock.Close())

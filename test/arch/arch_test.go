@@ -213,6 +213,28 @@ func TestErrorsAreMappedInOnePlace(t *testing.T) {
 	}
 }
 
+// The host agent reaps orphans, and can tell them from its own children only when all of
+// these are started in one place.
+func TestHostStartsProgramsInOnePlace(t *testing.T) {
+	waits := []string{"Run", "Start", "Output", "CombinedOutput"}
+	for _, p := range packages(t) {
+		if !under(p.rel(), "internal/host") || under(p.rel(), "internal/host/child") {
+			continue
+		}
+		for _, f := range files(t, p) {
+			if f.test || importedAs(f.syntax, "os/exec") == "" {
+				continue
+			}
+			ast.Inspect(f.syntax, func(n ast.Node) bool {
+				if sel, ok := n.(*ast.SelectorExpr); ok && isName(sel.X, "cmd") && slices.Contains(waits, sel.Sel.Name) {
+					t.Errorf("%s calls cmd.%s; start programs with internal/host/child", f.path, sel.Sel.Name)
+				}
+				return true
+			})
+		}
+	}
+}
+
 // importedAs is the name under which a file knows an imported package; "" when it does not.
 func importedAs(f *ast.File, path string) string {
 	for _, spec := range f.Imports {

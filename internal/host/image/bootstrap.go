@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/host/child"
 )
 
 // stepText is a step of a build as people read it, and how mmdebstrap begins to tell of
@@ -130,7 +132,7 @@ func (b *builder) run(ctx context.Context, name string, args ...string) error {
 		Setsid:       true, // Ctrl-C is for us; we end the command
 		Pdeathsig:    syscall.SIGKILL,
 	}
-	if err := cmd.Run(); err != nil {
+	if err := child.Run(cmd); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"github.com/wrenn-sandbox/wrenn/internal/host/child"
 )
 
 const (
@@ -217,11 +219,13 @@ func (r *recipe) addAptSettings(settings []aptSetting) {
 // hostAptSettings asks the host's apt for what baseRecipe needs of its configuration. A
 // host without apt has none.
 func hostAptSettings(ctx context.Context) []aptSetting {
-	out, err := exec.CommandContext(ctx, "apt-config", "dump", "--no-empty", "--format", "%f %v%n", "Acquire").Output()
-	if err != nil {
+	var out strings.Builder
+	cmd := exec.CommandContext(ctx, "apt-config", "dump", "--no-empty", "--format", "%f %v%n", "Acquire")
+	cmd.Stdout = &out
+	if err := child.Run(cmd); err != nil {
 		return nil
 	}
-	return parseAptSettings(string(out))
+	return parseAptSettings(out.String())
 }
 
 func parseAptSettings(dump string) []aptSetting {

@@ -70,4 +70,6 @@ type Limits struct {
 type Exit struct {
 	// OutOfMemory is whether the host's kernel killed it for going beyond its memory.
 	OutOfMemory bool
+	// OutOfTasks is whether it had reached what the host allows it of tasks.
+	OutOfTasks bool
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"strconv"
 	"time"
@@ -42,19 +43,22 @@ type creation struct {
 	req   CreateRequest
 	image image.Image
 	undo  []func(context.Context) error
+	// took is how long each phase was, for the log.
+	took []any
 }
 
 // phase is a named step of a create. It registers the undo of what it took at once.
 type phase struct {
-	name string
+	name string // for people, as in "create sandbox: NAME: what went wrong"
+	key  string // for the log
 	run  func(*Service, context.Context, *creation) error
 }
 
 // createPhases are the steps of a create, in order.
 var createPhases = []phase{
-	{"take a network slot", (*Service).takeSlot},
-	{"start the runtime", (*Service).startRuntime},
-	{"wait for the guest", (*Service).awaitGuest},
+	{"take a network slot", "slot", (*Service).takeSlot},
+	{"start the runtime", "runtime", (*Service).startRuntime},
+	{"wait for the guest", "guest", (*Service).awaitGuest},
 }
 
 // Create makes a sandbox and returns when it is usable. When it fails nothing is left.
@@ -72,16 +76,17 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (Sandbox, error
 	if c.entry, err = s.reserve(req, cancel); err != nil {
 		return Sandbox{}, err
 	}
-	began := time.Now()
 	for _, p := range createPhases {
+		began := time.Now()
 		if err := p.run(s, ctx, c); err != nil {
 			if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
 				err = cause
 			}
 			return Sandbox{}, s.abandon(ctx, c, fmt.Errorf("create sandbox: %s: %w", p.name, err))
 		}
+		c.took = append(c.took, p.key, time.Since(began).Round(100*time.Microsecond))
 	}
-	return s.publish(ctx, c, began)
+	return s.publish(ctx, c)
 }
 
 // check refuses what cannot be made, before anything is taken.
@@ -194,7 +199,7 @@ func (s *Service) awaitGuest(ctx context.Context, c *creation) error {
 }
 
 // publish ends a create that went well, unless it was cancelled in its last moment.
-func (s *Service) publish(ctx context.Context, c *creation, began time.Time) (Sandbox, error) {
+func (s *Service) publish(ctx context.Context, c *creation) (Sandbox, error) {
 	if err := context.Cause(ctx); err != nil {
 		return Sandbox{}, s.abandon(ctx, c, err)
 	}
@@ -203,7 +208,7 @@ func (s *Service) publish(ctx context.Context, c *creation, began time.Time) (Sa
 	})
 	s.watchers.Go(func() { s.watch(c.entry) })
 	close(c.settled)
-	s.cfg.Log.Info("sandbox created", "sandbox", c.req.ID, "template", c.req.Template, "took", time.Since(began).Round(time.Millisecond))
+	s.cfg.Log.Info("sandbox created", "sandbox", c.req.ID, "template", c.req.Template, slog.Group("took", c.took...))
 	return s.Get(c.req.ID)
 }
 

@@ -106,7 +106,10 @@ func (s *Service) watch(e *entry) {
 	defer close(e.settled)
 
 	status, reason := Failed, "the sandbox ended unexpectedly"
-	if exit.OutOfMemory {
+	switch {
+	case exit.OutOfTasks:
+		reason = "too many processes: the sandbox started more than its host allows it"
+	case exit.OutOfMemory:
 		reason = fmt.Sprintf("out of memory: the sandbox went beyond its %d MB", e.sandbox.Resources.MemoryMB)
 	}
 	ctx, cancel := context.WithTimeout(s.life, undoTimeout)

@@ -131,16 +131,29 @@ func removeTree(dir string) error {
 // outOfMemory reports whether the kernel has killed a process of the sandbox for
 // memory. It must be asked before the cgroup is removed.
 func (c cgroups) outOfMemory(id string) bool {
-	file := filepath.Join(cgroupRoot, "memory", c.parent, id, "memory.oom_control")
 	if c.v2 {
-		file = filepath.Join(cgroupRoot, c.parent, id, "memory.events")
+		return c.happened("", id, "memory.events", "oom_kill")
 	}
-	data, err := os.ReadFile(file)
+	return c.happened("memory", id, "memory.oom_control", "oom_kill")
+}
+
+// outOfTasks reports whether the kernel has refused the sandbox another task, which the
+// sentry does not survive. It must be asked before the cgroup is removed.
+func (c cgroups) outOfTasks(id string) bool {
+	if c.v2 {
+		return c.happened("", id, "pids.events", "max")
+	}
+	return c.happened("pids", id, "pids.events", "max")
+}
+
+// happened reports whether a counter in one of the sandbox's files of events is not zero.
+func (c cgroups) happened(controller, id, file, counter string) bool {
+	data, err := os.ReadFile(filepath.Join(cgroupRoot, controller, c.parent, id, file))
 	if err != nil {
 		return false
 	}
 	for line := range strings.Lines(string(data)) {
-		if n, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
+		if n, ok := strings.CutPrefix(strings.TrimSpace(line), counter+" "); ok {
 			return n != "0"
 		}
 	}

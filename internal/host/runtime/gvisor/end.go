@@ -32,7 +32,7 @@ func (d *Driver) Wait(ctx context.Context, id string) (runtime.Exit, error) {
 	if err := waitProcess(ctx, pid, func() bool { return d.isOurs(pid) }); err != nil {
 		return runtime.Exit{}, err
 	}
-	return runtime.Exit{OutOfMemory: d.cgroups.outOfMemory(id)}, nil
+	return runtime.Exit{OutOfMemory: d.cgroups.outOfMemory(id), OutOfTasks: d.cgroups.outOfTasks(id)}, nil
 }
 
 func (d *Driver) sentryPID(id string) (int, error) {

@@ -16,9 +16,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/wrenn-sandbox/wrenn/internal/host/child"
 	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
 )
 
@@ -73,7 +75,31 @@ func New(cfg Config) (*Driver, error) {
 	if d.cgroups, err = findCgroups(cfg.CgroupParent); err != nil {
 		return nil, err
 	}
+	if err := allowManyTasks(); err != nil {
+		cfg.Log.Warn("sandboxes share the machine's few process ids; raise kernel.pid_max", "error", err)
+	}
 	return d, nil
+}
+
+const (
+	pidMaxFile = "/proc/sys/kernel/pid_max"
+	// pidMax is the most that a 64-bit kernel allows, and what systemd sets.
+	pidMax = 1 << 22
+)
+
+// allowManyTasks raises the number of process ids that the machine has. Every task of a
+// guest is two or three of the host, so that a few dozen busy sandboxes would use up the
+// kernel's default of 32768 between them.
+func allowManyTasks() error {
+	data, err := os.ReadFile(pidMaxFile)
+	if err != nil {
+		return err
+	}
+	now, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil || now >= pidMax {
+		return err
+	}
+	return os.WriteFile(pidMaxFile, []byte(strconv.Itoa(pidMax)), 0)
 }
 
 // Name returns "gvisor".
@@ -173,7 +199,7 @@ func (d *Driver) runsc(ctx context.Context, args ...string) error {
 	cmd := exec.CommandContext(ctx, d.cfg.Binary, append(flags, args...)...)
 	// A signal for our terminal or group is for us, not for a create in flight.
 	cmd.SysProcAttr = detached()
-	if err := cmd.Run(); err != nil {
+	if err := child.Run(cmd); err != nil {
 		if ctx.Err() != nil {
 			return fmt.Errorf("runsc %s: %w", args[0], ctx.Err())
 		}
