@@ -241,7 +241,7 @@ type ExecRequest struct {
 type ExecResult struct {
 	Cmd string `json:"cmd"`
 
-	// DurationMs From start to end in milliseconds.
+	// DurationMs From asking for the start to knowing of the end, in milliseconds.
 	DurationMs int64 `json:"duration_ms"`
 
 	// Encoding How stdout and stderr are written; `base64` when either of them is not UTF-8.

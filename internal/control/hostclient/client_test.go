@@ -332,11 +332,15 @@ func BenchmarkWrite(b *testing.B) {
 		_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, r.Body, make([]byte, fileBuffer))
 		w.WriteHeader(http.StatusNoContent)
 	}})
-	b.SetBytes(size)
-	for b.Loop() {
-		if err := c.Files.Write(b.Context(), "sb1", "", "/x", io.LimitReader(zeros{}, size), -1); err != nil {
-			b.Fatal(err)
-		}
+	for name, length := range map[string]int64{"unknown size": -1, "known size": size} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(size)
+			for b.Loop() {
+				if err := c.Files.Write(b.Context(), "sb1", "", "/x", io.LimitReader(zeros{}, size), length); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

@@ -43,12 +43,14 @@ type Result struct {
 // before that the command is killed.
 func (p *Processes) Exec(ctx context.Context, id string, cmd Command, stdin []byte) (Result, error) {
 	cmd.Stdin = len(stdin) > 0
+	// The news of the start may come together with that of the end, so that only the
+	// whole time says something.
+	began := time.Now()
 	s, err := p.Open(ctx, id, cmd)
 	if err != nil {
 		return Result{}, err
 	}
 	defer s.Close()
-	began := time.Now()
 
 	// Whatever the reason that nobody waits any more, the command must not go on.
 	kill := context.AfterFunc(ctx, func() {
