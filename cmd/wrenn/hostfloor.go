@@ -104,11 +104,12 @@ func startHost(ctx context.Context, dataDir, imageDir string, log *slog.Logger, 
 	if err != nil {
 		return h, err
 	}
-	return h, h.serve(instance, log)
+	err = h.serve(ctx, instance, log)
+	return h, err
 }
 
 // serve listens on the Unix socket, which root alone can open.
-func (h *hostFloor) serve(instance string, log *slog.Logger) error {
+func (h *hostFloor) serve(ctx context.Context, instance string, log *slog.Logger) error {
 	handler, err := rpc.New(rpc.Config{HostID: "host-" + instance, Host: h.sandboxes, Sandboxes: h.sandboxes, Log: log})
 	if err != nil {
 		return err
@@ -117,7 +118,7 @@ func (h *hostFloor) serve(instance string, log *slog.Logger) error {
 	if err := os.Remove(h.socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	listener, err := net.Listen("unix", h.socket)
+	listener, err := new(net.ListenConfig).Listen(ctx, "unix", h.socket)
 	if err != nil {
 		return err
 	}
@@ -270,7 +271,7 @@ func maxResources(dataDir string) (sandbox.Resources, error) {
 	}
 	return sandbox.Resources{
 		VCPUs:    runtime.NumCPU(),
-		MemoryMB: int(uint64(memory.Totalram) * uint64(memory.Unit) / mib),
+		MemoryMB: int(memory.Totalram * uint64(memory.Unit) / mib),
 		DiskMB:   int(disk.Blocks * uint64(disk.Bsize) / mib),
 	}, nil
 }

@@ -1,15 +1,14 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/wrenn-sandbox/wrenn/internal/host/image"
@@ -23,8 +22,7 @@ func newImageCommand() *cobra.Command {
 		Short: "Build the base image, unless it is there and current",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
-			defer stop()
+			ctx := cmd.Context()
 			dir, err := filepath.Abs(dir)
 			if err != nil {
 				return err
@@ -38,6 +36,9 @@ func newImageCommand() *cobra.Command {
 			end()
 			if err != nil {
 				return err
+			}
+			if wantsJSON(cmd) {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]any{"name": base.Name, "path": base.Path, "size_bytes": base.SizeBytes})
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s  %s  %d MiB\n", base.Name, base.Path, base.SizeBytes/mib)
 			return err

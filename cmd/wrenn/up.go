@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -9,12 +10,10 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/profile"
@@ -47,6 +46,7 @@ type upOptions struct {
 	imageDir string
 	listen   string
 	domain   string
+	json     bool // print the credentials as JSON
 }
 
 func newUpCommand() *cobra.Command {
@@ -63,9 +63,8 @@ profile of the user who runs this, where the other commands find them.
 SIGTERM or Ctrl-C stops Wrenn and ends its sandboxes.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
-			defer stop()
-			return up(ctx, o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			o.json = wantsJSON(cmd)
+			return up(cmd.Context(), o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	f := cmd.Flags()
@@ -99,7 +98,7 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 		return fault.New(fault.Forbidden, "wrenn up needs root: it makes network namespaces and cgroups; run it with sudo")
 	}
 	// The address first: whether it is free is known at once, the rest takes a while.
-	listener, err := net.Listen("tcp", o.listen)
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
 	if err != nil {
 		return fault.Wrap(err, fault.InvalidRequest, "cannot listen on %s (%v); choose another address with --listen", o.listen, errors.Unwrap(err))
 	}
@@ -162,6 +161,9 @@ func announce(o upOptions, p profile.Profile, stdout io.Writer, log *slog.Logger
 	} else if err := profile.Write(own, p); err != nil {
 		log.Warn("no client profile written", "error", err)
 	}
+	if o.json {
+		return json.NewEncoder(stdout).Encode(p)
+	}
 	_, err := fmt.Fprintf(stdout, `Wrenn is ready.
 
   API      %s  (docs: %s/docs)
@@ -170,6 +172,12 @@ func announce(o upOptions, p profile.Profile, stdout io.Writer, log *slog.Logger
   wrenn run -- uname -a
 `, p.APIURL, p.APIURL, p.APIKey, path)
 	return err
+}
+
+// wantsJSON reports whether the person asked for --json, which every command has.
+func wantsJSON(cmd *cobra.Command) bool {
+	asked, err := cmd.Flags().GetBool("json")
+	return err == nil && asked
 }
 
 // credentialsPath is where the address and the first key are kept.

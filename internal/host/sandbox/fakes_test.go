@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -198,7 +199,7 @@ func (g *fakeGuest) close() {
 }
 
 func (r fakeRuntime) startGuest(index byte) (*fakeGuest, error) {
-	if r.fail["guest"] != nil {
+	if _, mute := r.fail["guest"]; mute {
 		return &fakeGuest{}, nil // boots and never answers
 	}
 	listener, err := net.Listen("tcp", fmt.Sprintf("127.113.0.%d:%d", index, guestclient.Port))
@@ -209,7 +210,8 @@ func (r fakeRuntime) startGuest(index byte) (*fakeGuest, error) {
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("POST /init", func(w http.ResponseWriter, req *http.Request) {
 		var in guestclient.Init
-		if err := json.NewDecoder(req.Body).Decode(&in); err != nil || r.failure("init") != nil {
+		err := json.NewDecoder(req.Body).Decode(&in)
+		if err = errors.Join(err, r.failure("init")); err != nil {
 			w.WriteHeader(http.StatusInternalServerError)
 			return
 		}
