@@ -2,6 +2,7 @@ package guestclient
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -12,8 +13,8 @@ import (
 // FileType is what a directory entry is.
 type FileType int
 
-// The types that a FileEntry tells apart. A link is what it points to, except that
-// SymlinkTarget is set; one that points nowhere is FileUnknown.
+// The types that a FileEntry tells apart. FileUnknown is neither of the others: a device,
+// a pipe or a socket.
 const (
 	FileUnknown FileType = iota
 	FileRegular
@@ -41,9 +42,15 @@ func fromEntry(e *filesystem.EntryInfo) FileEntry {
 		filesystem.FileType_FILE_TYPE_DIRECTORY: FileDirectory,
 		filesystem.FileType_FILE_TYPE_SYMLINK:   FileSymlink,
 	}
+	fileType, permissions := types[e.GetType()], e.GetPermissions()
+	// Of a link envd tells what it points to, and writes it as L where ls writes l; its
+	// other clients expect that.
+	if e.SymlinkTarget != nil || strings.HasPrefix(permissions, "L") {
+		fileType, permissions = FileSymlink, "l"+strings.TrimPrefix(permissions, "L")
+	}
 	return FileEntry{
-		Name: e.GetName(), Path: e.GetPath(), Type: types[e.GetType()], Size: e.GetSize(), Mode: e.GetMode(),
-		Permissions: e.GetPermissions(), Owner: e.GetOwner(), Group: e.GetGroup(),
+		Name: e.GetName(), Path: e.GetPath(), Type: fileType, Size: e.GetSize(), Mode: e.GetMode(),
+		Permissions: permissions, Owner: e.GetOwner(), Group: e.GetGroup(),
 		ModifiedAt: e.GetModifiedTime().AsTime(), SymlinkTarget: e.GetSymlinkTarget(),
 	}
 }

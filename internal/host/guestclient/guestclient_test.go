@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -198,6 +199,15 @@ func TestFiles(t *testing.T) {
 	}
 	if list, err := c.List(t.Context(), dir, "", 1); err != nil || len(list) != 2 {
 		t.Errorf("list: %+v, %v", list, err)
+	}
+	for name, target := range map[string]string{"link": "moved", "nowhere": "none"} {
+		link := filepath.Join(dir, name)
+		if err := os.Symlink(target, link); err != nil {
+			t.Fatal(err)
+		}
+		if e, err := c.Stat(t.Context(), link, ""); err != nil || e.Type != FileSymlink || !strings.HasPrefix(e.Permissions, "l") {
+			t.Errorf("stat of a link to %s: %+v, %v", target, e, err)
+		}
 	}
 	if err := c.Remove(t.Context(), filepath.Join(dir, "moved"), ""); err != nil {
 		t.Error(err)

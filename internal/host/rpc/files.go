@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -100,9 +101,28 @@ func (s *server) fileHandler(serve func(http.ResponseWriter, *http.Request, *gue
 		}
 		if err != nil {
 			errorLog{s.Log}.report(r.Context(), r.Method+" "+hostv1.FilesPath, err)
+			drain(w, r)
 			fault.WriteHTTP(w, err)
 		}
 	}
+}
+
+// What drain reads at most of a body that nobody wants.
+const (
+	drainBytes = 1 << 30
+	drainTime  = 10 * time.Second
+)
+
+// drain reads on for a while after a failure: a client that is still sending sees a
+// broken pipe, and not the answer, when the connection is closed under it.
+func drain(w http.ResponseWriter, r *http.Request) {
+	if r.Body == http.NoBody {
+		return
+	}
+	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(drainTime)); err != nil {
+		return
+	}
+	_, _ = io.CopyN(io.Discard, r.Body, drainBytes) // best effort
 }
 
 // copyBuffer is what file contents are copied through, in bytes; see guestclient.
