@@ -29,7 +29,7 @@ type Config struct {
 	// MaxProcesses bounds how many processes and threads there may be at once, counting
 	// everything that started processes start themselves; 0 sets no bound.
 	MaxProcesses int
-	// CgroupMount is where the pids controller is mounted for that, and CgroupName the
+	// CgroupMount is where a hierarchy of cgroups is mounted for that, and CgroupName the
 	// name of the cgroup made in it.
 	CgroupMount, CgroupName string
 }
@@ -63,16 +63,12 @@ func NewManager(cfg Config) *Manager {
 	if cfg.MaxProcesses <= 0 {
 		return m
 	}
-	tasks, err := limitCgroup(cfg.CgroupMount, cfg.CgroupName, cfg.MaxProcesses)
-	if err == nil {
-		var limited *spawner
-		if limited, err = newSpawner(tasks); err == nil {
-			m.spawner, m.limit = limited, cfg.MaxProcesses
-		}
-	}
+	limited, err := newLimitedSpawner(cfg.CgroupMount, cfg.CgroupName, cfg.MaxProcesses)
 	if err != nil {
 		cfg.Logger.Warn("the number of processes is not limited", "err", err)
+		return m
 	}
+	m.spawner, m.limit = limited, cfg.MaxProcesses
 	return m
 }
 

@@ -1,96 +1,168 @@
 package process
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 // spawner runs every fork of the program. Where a limit on the number of processes is
-// set, it forks on one thread that sits in the limiting cgroup while the rest of the
-// program stays outside: a child is born in the cgroup of the thread that forks it, so
-// there is no moment at which it is unlimited, and the daemon stays responsive while a
+// set, children are born in the cgroup that sets it, so that there is no moment at which
+// one is unlimited, while the daemon itself stays outside and so stays responsive while a
 // fork bomb has used the limit up.
 //
-// It is safe for concurrent use. It lives from newSpawner to close.
+// It is safe for concurrent use. It lives from its constructor to close.
 type spawner struct {
-	requests  chan func() // nil: fork on the caller's thread
+	// cgroup is a cgroup v2, which clone3(2) can put a child into.
+	cgroup *os.File
+	// thread runs what it is sent on a thread in a cgroup v1: a child is born in the cgroup
+	// of the thread that forks it.
+	thread chan func()
+
 	closeOnce sync.Once
 }
 
-// newSpawner returns a spawner whose children belong to the cgroup v1 with this tasks
-// file, or to no cgroup of their own when tasks is empty.
-func newSpawner(tasks string) (*spawner, error) {
-	if tasks == "" {
-		return &spawner{}, nil
+// forkExec is syscall.ForkExec into the right cgroup.
+func (s *spawner) forkExec(path string, argv []string, attr *syscall.ProcAttr) (pid int, err error) {
+	if s.cgroup != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(s.cgroup.Fd())
 	}
-	s := &spawner{requests: make(chan func())}
+	if s.thread == nil {
+		return syscall.ForkExec(path, argv, attr)
+	}
+	done := make(chan struct{})
+	s.thread <- func() {
+		defer close(done)
+		pid, err = syscall.ForkExec(path, argv, attr)
+	}
+	<-done
+	return pid, err
+}
+
+// close gives back what the limit needed. Nothing may be forked afterwards.
+func (s *spawner) close() {
+	s.closeOnce.Do(func() {
+		if s.thread != nil {
+			close(s.thread)
+		}
+		if s.cgroup != nil {
+			_ = s.cgroup.Close()
+		}
+	})
+}
+
+// newLimitedSpawner returns a spawner of at most limit processes. It mounts a hierarchy
+// of cgroups at dir and makes one called name in it.
+//
+// Version 2 comes first. Under gVisor it is the only one that holds: there each of version
+// 1's controllers has a hierarchy of its own, and a fork is charged to one of them by
+// chance, so that most forks pass the limit of pids by.
+func newLimitedSpawner(dir, name string, limit int) (*spawner, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make the cgroup mount point: %w", err)
+	}
+	s, unifiedErr := unifiedSpawner(dir, name, limit)
+	if unifiedErr == nil {
+		return s, nil
+	}
+	s, err := threadSpawner(dir, name, limit)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("cgroup v2: %w", unifiedErr), fmt.Errorf("cgroup v1: %w", err))
+	}
+	return s, nil
+}
+
+// unifiedSpawner limits by cgroup v2.
+func unifiedSpawner(dir, name string, limit int) (_ *spawner, err error) {
+	if err := unix.Mount("none", dir, "cgroup2", 0, ""); err != nil {
+		return nil, fmt.Errorf("mount: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, unix.Unmount(dir, 0))
+		}
+	}()
+	controllers, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(strings.Fields(string(controllers)), "pids") {
+		return nil, errors.New("the pids controller is not in this hierarchy")
+	}
+	// Only a cgroup without processes of its own can limit those below it, so the daemon
+	// moves out of the way first.
+	daemon, group := filepath.Join(dir, name+".daemon"), filepath.Join(dir, name)
+	for _, step := range []func() error{
+		func() error { return mkdirIfMissing(daemon) },
+		func() error { return setControl(daemon, "cgroup.procs", strconv.Itoa(os.Getpid())) },
+		func() error { return setControl(dir, "cgroup.subtree_control", "+pids") },
+		func() error { return mkdirIfMissing(group) },
+		func() error { return setControl(group, "pids.max", strconv.Itoa(limit)) },
+	} {
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	cgroup, err := os.Open(group)
+	if err != nil {
+		return nil, err
+	}
+	return &spawner{cgroup: cgroup}, nil
+}
+
+// threadSpawner limits by cgroup v1.
+func threadSpawner(dir, name string, limit int) (_ *spawner, err error) {
+	if err := unix.Mount("none", dir, "cgroup", 0, "pids"); err != nil {
+		return nil, fmt.Errorf("mount: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, unix.Unmount(dir, 0))
+		}
+	}()
+	group := filepath.Join(dir, name)
+	if err := mkdirIfMissing(group); err != nil {
+		return nil, err
+	}
+	// The forking thread is a member and not one of the user's processes.
+	if err := setControl(group, "pids.max", strconv.Itoa(limit+1)); err != nil {
+		return nil, err
+	}
+	s := &spawner{thread: make(chan func())}
 	joined := make(chan error)
 	go func() {
 		// Never unlocked: the thread must not go back to the scheduler, which would run
 		// other goroutines inside the limit, and ends with this goroutine.
 		runtime.LockOSThread()
-		tid := strconv.Itoa(unix.Gettid())
-		err := os.WriteFile(tasks, []byte(tid), 0)
+		err := setControl(group, "tasks", strconv.Itoa(unix.Gettid()))
 		joined <- err
 		if err != nil {
 			return
 		}
-		for fork := range s.requests {
+		for fork := range s.thread {
 			fork()
 		}
 	}()
-	if err := <-joined; err != nil {
-		return nil, fmt.Errorf("put the forking thread into the cgroup: %w", err)
-	}
-	return s, nil
+	return s, <-joined
 }
 
-// do calls fork on the right thread and returns when it has returned.
-func (s *spawner) do(fork func()) {
-	if s.requests == nil {
-		fork()
-		return
+func mkdirIfMissing(dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
 	}
-	done := make(chan struct{})
-	s.requests <- func() {
-		defer close(done)
-		fork()
-	}
-	<-done
+	return nil
 }
 
-// close ends the thread. Nothing may be forked afterwards.
-func (s *spawner) close() {
-	s.closeOnce.Do(func() {
-		if s.requests != nil {
-			close(s.requests)
-		}
-	})
-}
-
-// limitCgroup makes a cgroup v1 that holds at most limit processes, under name in a pids
-// hierarchy that it mounts at dir, and returns the path of its tasks file.
-func limitCgroup(dir, name string, limit int) (string, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("make the cgroup mount point: %w", err)
-	}
-	if err := unix.Mount("none", dir, "cgroup", 0, "pids"); err != nil {
-		return "", fmt.Errorf("mount the pids controller: %w", err)
-	}
-	group := filepath.Join(dir, name)
-	if err := os.MkdirAll(group, 0o755); err != nil {
-		return "", fmt.Errorf("make the cgroup: %w", err)
-	}
-	// The forking thread is a member and not one of the user's processes.
-	limit++
-	if err := os.WriteFile(filepath.Join(group, "pids.max"), []byte(strconv.Itoa(limit)), 0); err != nil {
-		return "", fmt.Errorf("set the limit: %w", err)
-	}
-	return filepath.Join(group, "tasks"), nil
+// setControl writes to a control file of a cgroup.
+func setControl(group, file, value string) error {
+	return os.WriteFile(filepath.Join(group, file), []byte(value), 0)
 }

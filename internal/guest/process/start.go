@@ -73,11 +73,8 @@ func (m *Manager) Start(_ context.Context, spec Spec) (*Process, *Subscription, 
 		files.closeParent()
 		return nil, nil, fault.New(fault.HostUnavailable, "the sandbox is shutting down")
 	}
-	pid, exited, err := m.reaper.launch(func() (pid int, err error) {
-		m.spawner.do(func() {
-			pid, err = syscall.ForkExec(path, append([]string{spec.Cmd}, spec.Args...), spec.attributes(files))
-		})
-		return pid, err
+	pid, exited, err := m.reaper.launch(func() (int, error) {
+		return m.spawner.forkExec(path, append([]string{spec.Cmd}, spec.Args...), spec.attributes(files))
 	})
 	if err != nil {
 		m.wg.Done()
