@@ -1,0 +1,127 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+func TestSubscribers(t *testing.T) {
+	m := newManager(t)
+	spec := shell("read line; echo $line; read line; echo $line")
+	tag := "mine"
+	spec.Stdin, spec.Tag = true, &tag
+	_, first := start(t, m, spec)
+	p, err := m.Find(Selector{Tag: &tag})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := p.Subscribe()
+	defer second.Close()
+	if err := p.WriteStdin(t.Context(), []byte("one\n")); err != nil {
+		t.Fatal(err)
+	}
+	for _, sub := range []*Subscription{first, second} {
+		if ev, err := sub.Next(t.Context(), patience); err != nil || string(ev.Data) != "one\n" {
+			t.Fatalf("%+v, %v", ev, err)
+		}
+	}
+	third := p.Subscribe() // gets nothing of what was before
+	defer third.Close()
+	second.Close()
+	if err := p.WriteStdin(t.Context(), []byte("two\n")); err != nil {
+		t.Fatal(err)
+	}
+	for _, sub := range []*Subscription{first, third} {
+		if r := collect(t, sub); r.stdout.String() != "two\n" || r.end.ExitCode != 0 {
+			t.Errorf("%q, %+v", &r.stdout, r.end)
+		}
+	}
+	late := p.Subscribe()
+	defer late.Close()
+	if r := collect(t, late); r.end.Status != "exit status 0" || r.stdout.Len() > 0 {
+		t.Errorf("a late subscriber got %q, %+v", &r.stdout, r.end)
+	}
+}
+
+func TestSlowReaderSlowsTheProcessAndLosesNothing(t *testing.T) {
+	m := newManager(t)
+	dir := t.TempDir()
+	const size = 16 << 20
+	_, sub := start(t, m, shell(fmt.Sprintf("head -c %d /dev/zero; echo > %s/written", size, dir)))
+	eventually(t, "the queue is full", func() bool {
+		sub.mu.Lock()
+		defer sub.mu.Unlock()
+		return !sub.fits(Event{Data: make([]byte, largeBuffer)})
+	})
+	if _, err := os.Stat(dir + "/written"); err == nil {
+		t.Fatal("the process wrote everything though nobody reads")
+	}
+	sub.mu.Lock()
+	if len(sub.pending) > maxPendingEvents || sub.bytes > maxPendingBytes {
+		t.Errorf("%d events, %d bytes are waiting", len(sub.pending), sub.bytes)
+	}
+	sub.mu.Unlock()
+	if r := collect(t, sub); r.stdout.Len() != size || r.end.ExitCode != 0 {
+		t.Errorf("%d of %d bytes, %+v", r.stdout.Len(), size, r.end)
+	}
+}
+
+func TestGoneReaderDoesNotHoldTheProcess(t *testing.T) {
+	m := newManager(t)
+	p, sub := start(t, m, shell("head -c 8000000 /dev/zero"))
+	other := p.Subscribe()
+	defer other.Close()
+	sub.Close()
+	if r := collect(t, other); r.end.ExitCode != 0 {
+		t.Errorf("end %+v", r.end)
+	}
+}
+
+func TestStalledReaderIsCutOff(t *testing.T) {
+	m := newManager(t)
+	spec := shell("read go; head -c 16000000 /dev/zero")
+	spec.Stdin = true
+	p, other := start(t, m, spec)
+	sub := newSubscription(50*time.Millisecond, p.forget)
+	p.mu.Lock()
+	p.subscribers[sub] = struct{}{}
+	p.mu.Unlock()
+	if err := p.WriteStdin(t.Context(), []byte("go\n")); err != nil {
+		t.Fatal(err)
+	}
+	if r := collect(t, other); r.end.ExitCode != 0 {
+		t.Errorf("end %+v", r.end)
+	}
+	for {
+		ev, err := sub.Next(t.Context(), patience)
+		if err != nil {
+			if !fault.Is(err, fault.RateLimited) || !strings.Contains(fault.MessageOf(err), "not read for 50ms") {
+				t.Errorf("the stalled reader is told %v", err)
+			}
+			return
+		}
+		if ev.Kind == Ended || ev.Kind == Idle {
+			t.Fatalf("the stalled reader got %+v", ev)
+		}
+	}
+}
+
+func TestIdle(t *testing.T) {
+	m := newManager(t)
+	_, sub := start(t, m, shell("sleep 60"))
+	if ev, err := sub.Next(t.Context(), 10*time.Millisecond); err != nil || ev.Kind != Idle {
+		t.Errorf("%+v, %v", ev, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := sub.Next(ctx, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+}
