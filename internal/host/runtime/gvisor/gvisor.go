@@ -177,6 +177,9 @@ func (d *Driver) globalFlags() []string {
 		"--overlay2=root:dir=" + d.cfg.OverlayDir,
 		// sudo and su are setuid programs.
 		"--allow-suid",
+		// The guest daemon limits the guest's processes with a cgroup inside. Under v1
+		// most forks are never charged: the sentry charges one random hierarchy of seven.
+		"--in-sandbox-cgroup=v2",
 		// The helper binaries that newer releases look for are not part of the module.
 		"--sidecar-usage-policy=DEFAULT",
 	}
