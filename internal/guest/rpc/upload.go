@@ -28,9 +28,27 @@ type written struct {
 	Type string `json:"type"`
 }
 
+// What is read at most of an upload after it has failed.
+const (
+	drainBytes = 1 << 30
+	drainTime  = 10 * time.Second
+)
+
 // upload answers POST /files. All of its files are replaced after all have arrived; if
 // anything fails before, none is.
 func (s *Server) upload(w http.ResponseWriter, r *http.Request) error {
+	err := s.receive(w, r)
+	if err != nil {
+		// A client that still sends would see a broken connection instead of the answer.
+		if http.NewResponseController(w).SetReadDeadline(time.Now().Add(drainTime)) == nil {
+			_, _ = io.CopyN(io.Discard, r.Body, drainBytes) // best effort
+		}
+	}
+	return err
+}
+
+// receive is upload up to its failure.
+func (s *Server) receive(w http.ResponseWriter, r *http.Request) error {
 	if err := s.fileAccess(r); err != nil {
 		return err
 	}

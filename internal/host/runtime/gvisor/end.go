@@ -92,7 +92,10 @@ func waitProcess(ctx context.Context, pid int, stillIt func() bool) error {
 
 // Destroy ends a sandbox and removes what runsc and the driver made for it.
 func (d *Driver) Destroy(ctx context.Context, id string) error {
-	deleteErr := d.runsc(ctx, "delete", "--force", id)
+	if err := os.MkdirAll(d.bundle(id), 0o700); err != nil { // for the log, when there is no sandbox
+		return err
+	}
+	deleteErr := d.runsc(ctx, id, "delete", "--force", id)
 	// runsc delete does the whole work for a sandbox that it knows. After a crash in
 	// the middle of a create it knows nothing, or fails: the rest is done by hand, and
 	// is also the check that nothing runs on.

@@ -48,11 +48,7 @@ type Driver struct {
 
 var _ runtime.Driver = (*Driver)(nil)
 
-// logPattern names the files that single runsc commands log to, in RunDir.
-const logPattern = "runsc-*.log"
-
-// New returns a Driver, makes its directories, and removes the logs of commands that were
-// under way when an earlier process was killed.
+// New returns a Driver and makes its directories.
 func New(cfg Config) (*Driver, error) {
 	if _, err := exec.LookPath(cfg.Binary); err != nil {
 		return nil, fmt.Errorf("find runsc: %w; `make build` builds it", err)
@@ -63,15 +59,7 @@ func New(cfg Config) (*Driver, error) {
 			return nil, err
 		}
 	}
-	logs, err := filepath.Glob(filepath.Join(cfg.RunDir, logPattern))
-	if err != nil {
-		return nil, err
-	}
-	for _, log := range logs {
-		if err := os.Remove(log); err != nil {
-			return nil, err
-		}
-	}
+	var err error
 	if d.cgroups, err = findCgroups(cfg.CgroupParent); err != nil {
 		return nil, err
 	}
@@ -130,10 +118,10 @@ func (d *Driver) Start(ctx context.Context, spec runtime.Spec) (err error) {
 	if err := d.writeBundle(spec); err != nil {
 		return fmt.Errorf("write bundle: %w", err)
 	}
-	if err := d.runsc(ctx, "create", "--bundle", d.bundle(spec.ID), "--pid-file", d.pidFile(spec.ID), spec.ID); err != nil {
+	if err := d.runsc(ctx, spec.ID, "create", "--bundle", d.bundle(spec.ID), "--pid-file", d.pidFile(spec.ID), spec.ID); err != nil {
 		return err
 	}
-	return d.runsc(ctx, "start", spec.ID)
+	return d.runsc(ctx, spec.ID, "start", spec.ID)
 }
 
 // List returns the ids that have a bundle, a cgroup or a state file.
@@ -188,17 +176,12 @@ func (d *Driver) globalFlags() []string {
 // maxToolOutput bounds how much of runsc's output an error shows, in bytes.
 const maxToolOutput = 2048
 
-// runsc runs one runsc command. The sandbox's first process inherits the null device,
-// never a file of ours that a guest could fill or a pipe whose end it could notice.
-func (d *Driver) runsc(ctx context.Context, args ...string) error {
-	logFile, err := os.CreateTemp(d.cfg.RunDir, logPattern)
-	if err != nil {
-		return err
-	}
-	defer os.Remove(logFile.Name())
-	defer logFile.Close()
-
-	flags := append(d.globalFlags(), "--log="+logFile.Name(), "--log-format=text")
+// runsc runs one runsc command for a sandbox, whose bundle holds the command's log. The
+// sandbox's first process inherits the null device, never a file of ours that a guest
+// could fill or a pipe whose end it could notice.
+func (d *Driver) runsc(ctx context.Context, id string, args ...string) error {
+	log := filepath.Join(d.bundle(id), "runsc.log")
+	flags := append(d.globalFlags(), "--log="+log, "--log-format=text")
 	cmd := exec.CommandContext(ctx, d.cfg.Binary, append(flags, args...)...)
 	// A signal for our terminal or group is for us, not for a create in flight.
 	cmd.SysProcAttr = detached()
@@ -206,7 +189,7 @@ func (d *Driver) runsc(ctx context.Context, args ...string) error {
 		if ctx.Err() != nil {
 			return fmt.Errorf("runsc %s: %w", args[0], ctx.Err())
 		}
-		text, _ := os.ReadFile(logFile.Name())
+		text, _ := os.ReadFile(log)
 		text = bytes.TrimSpace(text)
 		if len(text) > maxToolOutput {
 			text = text[len(text)-maxToolOutput:]

@@ -106,7 +106,7 @@ func (d *Driver) leftovers(t *testing.T, id string) []string {
 		left = append(left, "cgroup")
 	}
 	for _, pattern := range []string{
-		filepath.Join(d.stateDir(), "*"+id+"*"), d.bundle(id), filepath.Join(d.cfg.RunDir, logPattern),
+		filepath.Join(d.stateDir(), "*"+id+"*"), d.bundle(id),
 	} {
 		files, err := filepath.Glob(pattern)
 		if err != nil {
