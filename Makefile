@@ -93,7 +93,7 @@ lint: bin/golangci-lint ## Run the linters of .golangci.yml
 	bin/golangci-lint run ./...
 
 .PHONY: race
-race:
+race: image
 	CGO_ENABLED=1 go test -race -short -timeout $(RACE_TIMEOUT) ./internal/... ./api/...
 
 .PHONY: bench
