@@ -1,16 +1,13 @@
 package guestclient
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -23,51 +20,11 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const testToken = "a token"
-
 // startEnvd runs the real daemon on this host and returns a client of it.
 func startEnvd(t *testing.T) *Client {
 	t.Helper()
-	cmd := exec.Command(testenv.Bin(t, "envd"), "--listen", "127.0.0.1:0")
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // it was killed
-	})
-	scanner := bufio.NewScanner(stderr)
-	address := regexp.MustCompile(`127\.0\.0\.1:\d+`)
-	for scanner.Scan() {
-		if found := address.FindString(scanner.Text()); found != "" {
-			go func() { _, _ = io.Copy(io.Discard, stderr) }()
-			tcp, err := net.ResolveTCPAddr("tcp", found)
-			if err != nil {
-				t.Fatal(err)
-			}
-			c := New(tcp, testToken)
-			t.Cleanup(c.Close)
-			return c.ready(t)
-		}
-	}
-	t.Fatalf("envd did not say where it listens: %v", scanner.Err())
-	return nil
-}
-
-func (c *Client) ready(t *testing.T) *Client {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	if err := c.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Init(ctx, Init{AccessToken: testToken, DefaultUser: "root", Timestamp: time.Now(), EnvVars: map[string]string{"SHAPE": "round"}}); err != nil {
-		t.Fatal(err)
-	}
+	c := New(testenv.StartEnvd(t), testenv.EnvdToken)
+	t.Cleanup(c.Close)
 	return c
 }
 
@@ -255,5 +212,31 @@ func TestCloseCutsWhatIsUnderWay(t *testing.T) {
 	}
 	if _, err := c.Processes(t.Context()); !fault.Is(err, fault.AgentError) {
 		t.Errorf("a request after Close: %v", err)
+	}
+}
+
+func TestInitMayComeAgain(t *testing.T) {
+	c := startEnvd(t)
+	if err := c.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, shape := range []string{"square", "oval"} {
+		in := Init{AccessToken: testenv.EnvdToken, DefaultUser: "root", EnvVars: map[string]string{"SHAPE": shape}, Timestamp: time.Now()}
+		if err := c.Init(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+		if out, _, _, err := c.run(t, shell("echo $SHAPE")); err != nil || out != shape+"\n" {
+			t.Errorf("a command sees %q, %v", out, err)
+		}
+	}
+}
+
+func TestWaitReadyEndsWithItsContext(t *testing.T) {
+	c := New(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}, "")
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := c.WaitReady(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("waiting for a guest that is not there: %v", err)
 	}
 }

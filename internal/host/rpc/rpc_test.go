@@ -1,0 +1,230 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/internal/host/guestclient"
+	"github.com/wrenn-sandbox/wrenn/internal/host/sandbox"
+	"github.com/wrenn-sandbox/wrenn/internal/testenv"
+	hostv1 "github.com/wrenn-sandbox/wrenn/proto/host/v1"
+	"github.com/wrenn-sandbox/wrenn/proto/host/v1/hostv1connect"
+)
+
+// fakeSandboxes is a lifecycle of function fields; those that a test leaves out must not
+// be called.
+type fakeSandboxes struct {
+	create  func(sandbox.CreateRequest) (sandbox.Sandbox, error)
+	get     func(string) (sandbox.Sandbox, error)
+	destroy func(string) error
+	watch   func(ctx context.Context, sandbox func(sandbox.Sandbox) error, synced func() error) error
+	guest   func(string) (*guestclient.Client, error)
+}
+
+func (f fakeSandboxes) Create(_ context.Context, r sandbox.CreateRequest) (sandbox.Sandbox, error) {
+	return f.create(r)
+}
+func (f fakeSandboxes) Get(id string) (sandbox.Sandbox, error)       { return f.get(id) }
+func (f fakeSandboxes) Destroy(_ context.Context, id string) error   { return f.destroy(id) }
+func (f fakeSandboxes) Guest(id string) (*guestclient.Client, error) { return f.guest(id) }
+func (f fakeSandboxes) Watch(ctx context.Context, sandbox func(sandbox.Sandbox) error, synced func() error) error {
+	return f.watch(ctx, sandbox, synced)
+}
+
+type fakeHost struct{}
+
+func (fakeHost) Max() sandbox.Resources {
+	return sandbox.Resources{VCPUs: 2, MemoryMB: 2048, DiskMB: 4096}
+}
+func (fakeHost) Runtime() string              { return "fake" }
+func (fakeHost) Templates() ([]string, error) { return []string{"base"}, nil }
+
+// serve serves the contract over a lifecycle and returns a client of it and its address.
+func serve(t *testing.T, sandboxes Sandboxes) (hostv1connect.HostServiceClient, string) {
+	t.Helper()
+	handler, err := New(Config{HostID: "host-1", Host: fakeHost{}, Sandboxes: sandboxes, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return hostv1connect.NewHostServiceClient(server.Client(), server.URL, connect.WithInterceptors(fault.Interceptor())), server.URL
+}
+
+func TestHostIsDescribed(t *testing.T) {
+	client, _ := serve(t, fakeSandboxes{})
+	resp, err := client.GetHost(t.Context(), connect.NewRequest(&hostv1.GetHostRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := resp.Msg; m.GetHostId() != "host-1" || m.GetRuntime() != "fake" || m.GetMaxResources().GetMemoryMb() != 2048 || len(m.GetTemplates()) != 1 {
+		t.Errorf("host is %v", m)
+	}
+}
+
+func TestSandboxesAreTranslated(t *testing.T) {
+	created := time.Now().UTC()
+	client, _ := serve(t, fakeSandboxes{
+		create: func(r sandbox.CreateRequest) (sandbox.Sandbox, error) {
+			if r.ID != "sba" || r.Template != "base" || r.Env["A"] != "b" || r.DefaultUser != "user" || r.Resources != (sandbox.Resources{VCPUs: 1, MemoryMB: 2, DiskMB: 3}) {
+				t.Errorf("asked for %+v", r)
+			}
+			return sandbox.Sandbox{ID: r.ID, Status: sandbox.Running, CreatedAt: created, GuestIP: "10.0.0.2"}, nil
+		},
+		get: func(id string) (sandbox.Sandbox, error) {
+			return sandbox.Sandbox{}, fault.New(fault.NotFound, "sandbox %q does not exist", id)
+		},
+		destroy: func(string) error { return errors.New("secret detail") },
+	})
+	resp, err := client.CreateSandbox(t.Context(), connect.NewRequest(&hostv1.CreateSandboxRequest{
+		Id: "sba", Template: "base", Env: map[string]string{"A": "b"}, DefaultUser: "user", Resources: &hostv1.Resources{Vcpus: 1, MemoryMb: 2, DiskMb: 3},
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sb := resp.Msg.GetSandbox()
+	if sb.GetStatus() != hostv1.SandboxStatus_SANDBOX_STATUS_RUNNING || !sb.GetCreatedAt().AsTime().Equal(created) || sb.StartedAt != nil || sb.GetGuestIp() != "10.0.0.2" {
+		t.Errorf("created %v", sb)
+	}
+	if _, err := client.GetSandbox(t.Context(), connect.NewRequest(&hostv1.GetSandboxRequest{Id: "sbnone"})); !fault.Is(err, fault.NotFound) {
+		t.Errorf("get: %v", err)
+	}
+	_, err = client.DestroySandbox(t.Context(), connect.NewRequest(&hostv1.DestroySandboxRequest{Id: "sba"}))
+	if !fault.Is(err, fault.Internal) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("destroy: %v", err)
+	}
+}
+
+func TestEveryStatusHasAName(t *testing.T) {
+	for _, s := range []sandbox.Status{sandbox.Starting, sandbox.Running, sandbox.Stopping, sandbox.Stopped, sandbox.Failed} {
+		if toStatus[s] == hostv1.SandboxStatus_SANDBOX_STATUS_UNSPECIFIED {
+			t.Errorf("status %q has none in the contract", s)
+		}
+	}
+}
+
+func TestWatchStreamsNews(t *testing.T) {
+	client, _ := serve(t, fakeSandboxes{watch: func(ctx context.Context, news func(sandbox.Sandbox) error, synced func() error) error {
+		if err := errors.Join(news(sandbox.Sandbox{ID: "sba"}), synced(), news(sandbox.Sandbox{ID: "sbb"})); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return nil
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stream, err := client.WatchSandboxes(ctx, connect.NewRequest(&hostv1.WatchSandboxesRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"sba", "", "sbb"} {
+		if !stream.Receive() {
+			t.Fatal(stream.Err())
+		}
+		if got := stream.Msg().GetSandbox().GetId(); got != want || (want == "") != (stream.Msg().GetSynced() != nil) {
+			t.Errorf("news %v, want %q", stream.Msg(), want)
+		}
+	}
+}
+
+func TestProcessesReachTheGuest(t *testing.T) {
+	guest := guestclient.New(testenv.StartEnvd(t), testenv.EnvdToken)
+	t.Cleanup(guest.Close)
+	client, _ := serve(t, fakeSandboxes{guest: func(id string) (*guestclient.Client, error) {
+		if id != "sba" {
+			return nil, fault.New(fault.NotFound, "sandbox %q does not exist", id)
+		}
+		return guest, nil
+	}})
+	stream, err := client.StartProcess(t.Context(), connect.NewRequest(&hostv1.StartProcessRequest{SandboxId: "sba", Cmd: "cat", Stdin: true, Tag: "t"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	selector := &hostv1.ProcessSelector{Selector: &hostv1.ProcessSelector_Tag{Tag: "t"}}
+	var out strings.Builder
+	var end *hostv1.StartProcessResponse_End
+	for stream.Receive() {
+		switch e := stream.Msg().GetEvent().(type) {
+		case *hostv1.StartProcessResponse_Start_:
+			list, err := client.ListProcesses(t.Context(), connect.NewRequest(&hostv1.ListProcessesRequest{SandboxId: "sba"}))
+			if err != nil || len(list.Msg.GetProcesses()) != 1 || list.Msg.GetProcesses()[0].GetPid() != e.Start.GetPid() {
+				t.Errorf("processes: %v, %v", list, err)
+			}
+			_, err = client.SendInput(t.Context(), connect.NewRequest(&hostv1.SendInputRequest{SandboxId: "sba", Process: selector, Data: []byte("in")}))
+			if err != nil {
+				t.Error(err)
+			}
+			if _, err := client.CloseStdin(t.Context(), connect.NewRequest(&hostv1.CloseStdinRequest{SandboxId: "sba", Process: selector})); err != nil {
+				t.Error(err)
+			}
+		case *hostv1.StartProcessResponse_Stdout:
+			out.Write(e.Stdout)
+		case *hostv1.StartProcessResponse_End_:
+			end = e.End
+		}
+	}
+	if err := stream.Err(); err != nil || out.String() != "in" || end.GetExitCode() != 0 || end == nil {
+		t.Errorf("printed %q, ended %v, %v", out.String(), end, err)
+	}
+	_, err = client.SignalProcess(t.Context(), connect.NewRequest(&hostv1.SignalProcessRequest{SandboxId: "sba", Process: selector, Signal: 1}))
+	if !fault.Is(err, fault.InvalidRequest) {
+		t.Errorf("signal 1: %v", err)
+	}
+	if _, err := client.ListProcesses(t.Context(), connect.NewRequest(&hostv1.ListProcessesRequest{SandboxId: "sbnone"})); !fault.Is(err, fault.NotFound) {
+		t.Errorf("processes of an unknown sandbox: %v", err)
+	}
+}
+
+func TestFilesReachTheGuest(t *testing.T) {
+	guest := guestclient.New(testenv.StartEnvd(t), testenv.EnvdToken)
+	t.Cleanup(guest.Close)
+	client, url := serve(t, fakeSandboxes{guest: func(string) (*guestclient.Client, error) { return guest, nil }})
+	path := filepath.Join(t.TempDir(), "file")
+	content := bytes.Repeat([]byte("x"), 3<<20)
+
+	post := func(path string) *http.Response {
+		t.Helper()
+		resp, err := http.Post(url+hostv1.FilesURL("sba", path, ""), "application/octet-stream", bytes.NewReader(content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = resp.Body.Close() })
+		return resp
+	}
+	if resp := post(path); resp.StatusCode != http.StatusNoContent {
+		t.Fatalf("write: %s", resp.Status)
+	}
+	if err := fault.ReadHTTP(post("~nobody/x")); !fault.Is(err, fault.InvalidRequest) {
+		t.Errorf("write to a bad path: %v", err)
+	}
+	resp, err := http.Get(url + hostv1.FilesURL("sba", path, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got, err := io.ReadAll(resp.Body); err != nil || !bytes.Equal(got, content) || resp.ContentLength != int64(len(content)) {
+		t.Errorf("read %d bytes: %v", len(got), err)
+	}
+	stat, err := client.StatFile(t.Context(), connect.NewRequest(&hostv1.StatFileRequest{SandboxId: "sba", Path: path}))
+	if err != nil || stat.Msg.GetEntry().GetSize() != int64(len(content)) || stat.Msg.GetEntry().GetType() != hostv1.FileType_FILE_TYPE_FILE {
+		t.Errorf("stat: %v, %v", stat, err)
+	}
+	if _, err := client.RemoveFile(t.Context(), connect.NewRequest(&hostv1.RemoveFileRequest{SandboxId: "sba", Path: path})); err != nil {
+		t.Error(err)
+	}
+	if _, err := client.StatFile(t.Context(), connect.NewRequest(&hostv1.StatFileRequest{SandboxId: "sba", Path: path})); !fault.Is(err, fault.NotFound) {
+		t.Errorf("stat of a removed file: %v", err)
+	}
+}
