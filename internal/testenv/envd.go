@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -18,7 +19,7 @@ const EnvdToken = "a token of the tests"
 // the variable SHAPE=round in its environment, until the test ends. It returns its address.
 func StartEnvd(t testing.TB) *net.TCPAddr {
 	t.Helper()
-	cmd := exec.Command(Bin(t, "envd"), "--listen", "127.0.0.1:0")
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), Bin(t, "envd"), "--listen", "127.0.0.1:0")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +56,12 @@ func StartEnvd(t testing.TB) *net.TCPAddr {
 func initEnvd(t testing.TB, address string) {
 	t.Helper()
 	body := `{"accessToken":"` + EnvdToken + `","defaultUser":"root","envVars":{"SHAPE":"round"}}`
-	resp, err := http.Post("http://"+address+"/init", "application/json", strings.NewReader(body))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address+"/init", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
