@@ -64,9 +64,14 @@ image: setup build ## Build the base image into .cache/images, unless it is ther
 	@bin/wrenn image build --image-dir .cache/images
 
 .PHONY: test
-test: image ## Run all tests, the ones on real sandboxes too (root)
+test: image test/sdk/node_modules ## Run all tests, the ones on real sandboxes too (root)
 	go test -timeout $(TEST_TIMEOUT) $(UNIT_TESTS)
 	go test -timeout $(TEST_TIMEOUT) -count=1 -p 1 $(SYSTEM_TESTS)
+
+# The SDK that test/sdk drives the guest daemon with.
+test/sdk/node_modules: test/sdk/package.json test/sdk/package-lock.json
+	@cd test/sdk && npm ci
+	@touch $@
 
 .PHONY: check
 check: setup-check fmt-check vet lint generate-check race ## Format, vet, lint, generated code, race detector
@@ -128,5 +133,5 @@ bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 	@touch $@
 
 .PHONY: clean
-clean: ## Remove what was built: bin and .cache (not the data of `make up`)
-	rm -rf bin .cache
+clean: ## Remove what was built or fetched (not the data of `make up`)
+	rm -rf bin .cache test/sdk/node_modules
