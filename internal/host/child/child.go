@@ -48,7 +48,9 @@ func Run(cmd *exec.Cmd) error {
 	}
 	defer func() {
 		mu.Lock()
-		delete(waited, cmd.Process.Pid)
+		if waited[cmd.Process.Pid] == reaped { // its number may belong to another by now
+			delete(waited, cmd.Process.Pid)
+		}
 		mu.Unlock()
 		close(reaped)
 	}()

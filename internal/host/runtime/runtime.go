@@ -32,7 +32,8 @@ type Driver interface {
 
 // Spec is what a sandbox is made of.
 type Spec struct {
-	// ID is the sandbox's id; it is also used in names of files, so it is [a-z0-9]+.
+	// ID is the sandbox's id; it is also used in names of files, so it is [a-z0-9]+. No
+	// id may be the beginning of another.
 	ID       string
 	Hostname string
 	// RootFS is the absolute path of an EROFS image. It is never written to; what the

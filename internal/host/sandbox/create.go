@@ -45,6 +45,8 @@ type creation struct {
 	undo  []func(context.Context) error
 	// took is how long each phase was, for the log.
 	took []any
+	// done is closed when the create is over; see entry.settled.
+	done chan struct{}
 }
 
 // phase is a named step of a create. It registers the undo of what it took at once.
@@ -72,15 +74,17 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (Sandbox, error
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
-	c := &creation{req: req, image: im}
-	if c.entry, err = s.reserve(req, cancel); err != nil {
+	c := &creation{req: req, image: im, done: make(chan struct{})}
+	if c.entry, err = s.reserve(req, c.done, cancel); err != nil {
 		return Sandbox{}, err
 	}
+	defer close(c.done)
 	for _, p := range createPhases {
 		began := time.Now()
 		if err := p.run(s, ctx, c); err != nil {
-			if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
-				err = cause
+			if ctx.Err() != nil {
+				cause := context.Cause(ctx)
+				err = fault.Wrap(err, fault.CodeOf(cause), "%s", fault.MessageOf(cause))
 			}
 			return Sandbox{}, s.abandon(ctx, c, fmt.Errorf("create sandbox: %s: %w", p.name, err))
 		}
@@ -110,7 +114,7 @@ func (s *Service) check(req CreateRequest) (image.Image, error) {
 }
 
 // reserve makes the entry of a new sandbox, which keeps its id from others.
-func (s *Service) reserve(req CreateRequest, cancel context.CancelCauseFunc) (*entry, error) {
+func (s *Service) reserve(req CreateRequest, done chan struct{}, cancel context.CancelCauseFunc) (*entry, error) {
 	token := make([]byte, tokenBytes)
 	if _, err := rand.Read(token); err != nil {
 		return nil, err
@@ -120,7 +124,7 @@ func (s *Service) reserve(req CreateRequest, cancel context.CancelCauseFunc) (*e
 			ID: req.ID, Status: Starting, Template: req.Template, Resources: req.Resources,
 			Runtime: s.cfg.Runtime.Name(), CreatedAt: time.Now(),
 		},
-		token: hex.EncodeToString(token), settled: make(chan struct{}), cancel: cancel,
+		token: hex.EncodeToString(token), settled: done, cancel: cancel,
 	}
 	s.mu.Lock()
 	switch _, taken := s.entries[req.ID]; {
@@ -207,9 +211,10 @@ func (s *Service) publish(ctx context.Context, c *creation) (Sandbox, error) {
 		sb.Status, sb.StartedAt, sb.LastActiveAt = Running, time.Now(), time.Now()
 	})
 	s.watchers.Go(func() { s.watch(c.entry) })
-	close(c.settled)
+	// The answer is of now: a destroy may already be under way, and is not waited for.
+	created, err := s.Get(c.req.ID)
 	s.cfg.Log.Info("sandbox created", "sandbox", c.req.ID, "template", c.req.Template, slog.Group("took", c.took...))
-	return s.Get(c.req.ID)
+	return created, err
 }
 
 // abandon undoes a create that failed, in reverse order, and forgets the sandbox.
@@ -221,12 +226,10 @@ func (s *Service) abandon(ctx context.Context, c *creation, err error) error {
 			// The record stays, so that the next start tries again.
 			s.cfg.Log.Error("undo create", "sandbox", c.req.ID, "error", undoErr)
 			s.finish(c.entry, Failed, "the create failed and could not be undone")
-			close(c.settled)
 			return err
 		}
 	}
 	c.held = false
 	s.forget(c.entry)
-	close(c.settled)
 	return err
 }

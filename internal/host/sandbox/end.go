@@ -3,8 +3,10 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
 )
 
 // errDestroyed is why a create ends when its sandbox is destroyed meanwhile.
@@ -21,9 +23,9 @@ func (s *Service) Destroy(ctx context.Context, id string) error {
 			return err
 		}
 		if require(e.sandbox, actDestroy) == nil {
-			e.sandbox.Status = Stopping
-			e.settled = make(chan struct{})
+			done := s.beginEnd(e)
 			s.mu.Unlock()
+			defer close(done)
 			return s.destroy(ctx, e)
 		}
 		if e.sandbox.Status == Starting {
@@ -43,10 +45,17 @@ func (s *Service) Destroy(ctx context.Context, id string) error {
 	}
 }
 
+// beginEnd makes the caller, who holds s.mu, the one who ends an entry. The caller closes
+// the channel when that is done.
+func (s *Service) beginEnd(e *entry) (done chan struct{}) {
+	e.sandbox.Status = Stopping
+	e.settled = make(chan struct{})
+	return e.settled
+}
+
 // destroy ends an entry that is Stopping and owned by the caller. It goes through even
 // when the caller goes away: half a destroy is of no use to anybody.
 func (s *Service) destroy(ctx context.Context, e *entry) error {
-	defer close(e.settled)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	s.set(e, func(*Sandbox) {})
@@ -87,12 +96,8 @@ func (s *Service) release(ctx context.Context, e *entry) error {
 // watch waits for a sandbox to end by itself, and then gives back what it held. It stays
 // known, with the reason, until somebody destroys it.
 func (s *Service) watch(e *entry) {
-	exit, err := s.cfg.Runtime.Wait(s.life, e.sandbox.ID)
-	if s.life.Err() != nil {
-		return
-	}
-	if err != nil {
-		s.cfg.Log.Error("watch sandbox", "sandbox", e.sandbox.ID, "error", err)
+	exit, ended := s.awaitEnd(e.sandbox.ID)
+	if !ended {
 		return
 	}
 	s.mu.Lock()
@@ -100,10 +105,9 @@ func (s *Service) watch(e *entry) {
 		s.mu.Unlock()
 		return // destroyed on purpose
 	}
-	e.sandbox.Status = Stopping
-	e.settled = make(chan struct{})
+	done := s.beginEnd(e)
 	s.mu.Unlock()
-	defer close(e.settled)
+	defer close(done)
 
 	status, reason := Failed, "the sandbox ended unexpectedly"
 	switch {
@@ -120,6 +124,27 @@ func (s *Service) watch(e *entry) {
 	s.finish(e, status, reason)
 	s.cfg.Log.Warn("sandbox ended by itself", "sandbox", e.sandbox.ID, "reason", reason)
 }
+
+// awaitEnd waits for a sandbox to end by itself; false when the Service is closed first.
+func (s *Service) awaitEnd(id string) (runtime.Exit, bool) {
+	for {
+		exit, err := s.cfg.Runtime.Wait(s.life, id)
+		if err == nil {
+			return exit, true
+		}
+		if s.life.Err() == nil {
+			s.cfg.Log.Error("watch sandbox", "sandbox", id, "error", err)
+		}
+		select {
+		case <-s.life.Done():
+			return runtime.Exit{}, false
+		case <-time.After(watchRetry):
+		}
+	}
+}
+
+// watchRetry is how long a watch that failed, such as for want of file descriptors, waits.
+const watchRetry = 5 * time.Second
 
 // finish puts a sandbox into a last state.
 func (s *Service) finish(e *entry, status Status, reason string) {

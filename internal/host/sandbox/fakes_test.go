@@ -83,8 +83,6 @@ func (n fakeNetwork) Acquire(context.Context) (network.Slot, error) {
 	}, nil
 }
 
-func (n fakeNetwork) Configure(context.Context, network.Slot) error { return nil }
-
 func (n fakeNetwork) Release(_ context.Context, s network.Slot) error {
 	if err := n.failure("release"); err != nil {
 		return err

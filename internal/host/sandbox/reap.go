@@ -18,7 +18,12 @@ func (s *Service) removeLeftovers(ctx context.Context) error {
 	if len(running) > 0 {
 		s.cfg.Log.Info("removing sandboxes that an earlier run left", "count", len(running))
 	}
-	if err := s.each(running, func(id string) error { return s.cfg.Runtime.Destroy(ctx, id) }); err != nil {
+	err = s.each(running, func(id string) error {
+		ctx, cancel := context.WithTimeout(ctx, undoTimeout)
+		defer cancel()
+		return s.cfg.Runtime.Destroy(ctx, id)
+	})
+	if err != nil {
 		return err
 	}
 	if err := s.cfg.Network.Sweep(ctx, nil); err != nil {

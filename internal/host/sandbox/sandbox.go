@@ -60,7 +60,6 @@ type Images interface {
 // Network lends network slots.
 type Network interface {
 	Acquire(ctx context.Context) (network.Slot, error)
-	Configure(ctx context.Context, slot network.Slot) error
 	Release(ctx context.Context, slot network.Slot) error
 	Sweep(ctx context.Context, keep []int) error
 }
@@ -100,6 +99,10 @@ type Service struct {
 // under "resources" is written by the create that owns the entry and read only while the
 // status says that it is there.
 type entry struct {
+	// telling is held while a change of the sandbox is made known, so that the record and
+	// the watchers hear of changes in their order. It is taken before Service.mu.
+	telling sync.Mutex
+
 	sandbox Sandbox
 
 	// resources; held is whether any may still have to be given back
@@ -108,7 +111,8 @@ type entry struct {
 	token string
 	guest *guestclient.Client
 
-	// settled is closed when no create or destroy works on the entry any more.
+	// settled is closed when the create or end that works on the entry is done with it.
+	// Whoever begins the next one puts a channel of its own here, and closes that one.
 	settled chan struct{}
 	// cancel ends a create in flight, with a reason.
 	cancel context.CancelCauseFunc
@@ -187,11 +191,15 @@ func (s *Service) Guest(id string) (*guestclient.Client, error) {
 	return e.guest, nil
 }
 
-// idPattern is what ids look like: they become host names, file names and cgroups.
-var idPattern = regexp.MustCompile(`^[a-z0-9]{1,63}$`)
+// idPattern is what ids look like: they become host names, file names and cgroups. They
+// are all of one length, so that none begins another: runsc takes the beginning of an id
+// for the id.
+var idPattern = regexp.MustCompile(`^sb[a-z0-9]{20}$`)
 
 // set changes an entry's sandbox under the lock, keeps its record, and tells watchers.
 func (s *Service) set(e *entry, change func(*Sandbox)) {
+	e.telling.Lock()
+	defer e.telling.Unlock()
 	s.mu.Lock()
 	change(&e.sandbox)
 	now, slot, token := e.sandbox, e.slot, e.token

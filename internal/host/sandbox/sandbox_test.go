@@ -37,31 +37,31 @@ func eventually(t *testing.T, what string, condition func() bool) {
 func TestCreateGivesARunningSandbox(t *testing.T) {
 	m := newMachine()
 	s := m.open(t, t.TempDir())
-	sb, err := s.Create(t.Context(), request("sba"))
+	sb, err := s.Create(t.Context(), request("sba0000000000000000000"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if sb.Status != Running || sb.GuestIP != "127.113.0.1" || sb.HostIP != "127.113.1.1" || sb.StartedAt.IsZero() {
 		t.Errorf("created %+v", sb)
 	}
-	in := m.inits["sba"]
-	if in.DefaultUser != "wrenn-user" || in.Hostname != "sba" || in.EnvVars["COLOUR"] != "green" || len(in.AccessToken) != 2*tokenBytes ||
+	in := m.inits["sba0000000000000000000"]
+	if in.DefaultUser != "wrenn-user" || in.Hostname != "sba0000000000000000000" || in.EnvVars["COLOUR"] != "green" || len(in.AccessToken) != 2*tokenBytes ||
 		len(in.Nameservers) != 1 || in.Nameservers[0] != "127.113.1.1" {
 		t.Errorf("the guest was told %+v", in)
 	}
-	if _, err := s.Guest("sba"); err != nil {
+	if _, err := s.Guest("sba0000000000000000000"); err != nil {
 		t.Error(err)
 	}
-	if err := s.Destroy(t.Context(), "sba"); err != nil {
+	if err := s.Destroy(t.Context(), "sba0000000000000000000"); err != nil {
 		t.Fatal(err)
 	}
 	if taken := m.taken(); taken != nothingTaken {
 		t.Errorf("left: %s", taken)
 	}
-	if _, err := s.Get("sba"); !fault.Is(err, fault.NotFound) {
+	if _, err := s.Get("sba0000000000000000000"); !fault.Is(err, fault.NotFound) {
 		t.Errorf("a destroyed sandbox is still known: %v", err)
 	}
-	if err := s.Destroy(t.Context(), "sba"); !fault.Is(err, fault.NotFound) {
+	if err := s.Destroy(t.Context(), "sba0000000000000000000"); !fault.Is(err, fault.NotFound) {
 		t.Errorf("a second destroy: %v", err)
 	}
 }
@@ -81,17 +81,17 @@ func TestCreateRefusesWhatCannotBe(t *testing.T) {
 		"id with a slash":  {func(r *CreateRequest) { r.ID = "../x" }, fault.InvalidRequest, "id"},
 		"no id":            {func(r *CreateRequest) { r.ID = "" }, fault.InvalidRequest, "id"},
 	} {
-		req := request("sbx")
+		req := request("sbx0000000000000000000")
 		test.change(&req)
 		_, err := s.Create(t.Context(), req)
 		if !fault.Is(err, test.code) || !strings.Contains(fault.MessageOf(err), test.says) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := s.Create(t.Context(), request("sbx")); err != nil {
+	if _, err := s.Create(t.Context(), request("sbx0000000000000000000")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Create(t.Context(), request("sbx")); !fault.Is(err, fault.Conflict) {
+	if _, err := s.Create(t.Context(), request("sbx0000000000000000000")); !fault.Is(err, fault.Conflict) {
 		t.Errorf("an id that is taken: %v", err)
 	}
 }
@@ -103,7 +103,7 @@ func TestAFailureAtAnyStepLeavesNothing(t *testing.T) {
 			dir := t.TempDir()
 			s := m.open(t, dir)
 			m.setFailure(step, errors.New("broken"))
-			if _, err := s.Create(t.Context(), request("sbf")); err == nil {
+			if _, err := s.Create(t.Context(), request("sbf0000000000000000000")); err == nil {
 				t.Error("the create did not fail")
 			}
 			if taken := m.taken(); taken != nothingTaken {
@@ -113,7 +113,7 @@ func TestAFailureAtAnyStepLeavesNothing(t *testing.T) {
 				t.Errorf("left: %v", files)
 			}
 			m.setFailure(step, nil)
-			if _, err := s.Create(t.Context(), request("sbf")); err != nil {
+			if _, err := s.Create(t.Context(), request("sbf0000000000000000000")); err != nil {
 				t.Errorf("the same id, once all is well again: %v", err)
 			}
 		})
@@ -126,8 +126,8 @@ func TestACallerWhoGoesAwayLeavesNothing(t *testing.T) {
 	m.setFailure("guest", errors.New("never answers"))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { _, err := s.Create(ctx, request("sbgone")); done <- err }()
-	eventually(t, "the runtime runs", func() bool { return strings.Contains(m.taken(), "sbgone") })
+	go func() { _, err := s.Create(ctx, request("sbgone0000000000000000")); done <- err }()
+	eventually(t, "the runtime runs", func() bool { return strings.Contains(m.taken(), "sbgone0000000000000000") })
 	cancel()
 	if err := <-done; !fault.Is(err, fault.Canceled) {
 		t.Errorf("the create ended with %v", err)
@@ -142,9 +142,9 @@ func TestAGuestThatDiesWhileItBootsFailsTheCreateAtOnce(t *testing.T) {
 	s := m.open(t, t.TempDir())
 	m.setFailure("guest", errors.New("never answers"))
 	done := make(chan error, 1)
-	go func() { _, err := s.Create(t.Context(), request("sbdies")); done <- err }()
-	eventually(t, "the runtime runs", func() bool { return strings.Contains(m.taken(), "sbdies") })
-	m.end("sbdies", runtime.Exit{})
+	go func() { _, err := s.Create(t.Context(), request("sbdies0000000000000000")); done <- err }()
+	eventually(t, "the runtime runs", func() bool { return strings.Contains(m.taken(), "sbdies0000000000000000") })
+	m.end("sbdies0000000000000000", runtime.Exit{})
 	select {
 	case err := <-done:
 		if !fault.Is(err, fault.AgentError) {
@@ -160,15 +160,15 @@ func TestDestroyCutsACreateOff(t *testing.T) {
 	s := m.open(t, t.TempDir())
 	m.hold = make(chan struct{})
 	done := make(chan error, 1)
-	go func() { _, err := s.Create(t.Context(), request("sbcut")); done <- err }()
-	eventually(t, "the create is under way", func() bool { _, err := s.Get("sbcut"); return err == nil })
-	if _, err := s.Guest("sbcut"); !fault.Is(err, fault.InvalidState) {
+	go func() { _, err := s.Create(t.Context(), request("sbcut00000000000000000")); done <- err }()
+	eventually(t, "the create is under way", func() bool { _, err := s.Get("sbcut00000000000000000"); return err == nil })
+	if _, err := s.Guest("sbcut00000000000000000"); !fault.Is(err, fault.InvalidState) {
 		t.Errorf("a starting sandbox can be used: %v", err)
 	}
-	if err := s.Destroy(t.Context(), "sbcut"); err != nil {
+	if err := s.Destroy(t.Context(), "sbcut00000000000000000"); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-done; !errors.Is(err, errDestroyed) {
+	if err := <-done; !fault.Is(err, fault.Conflict) {
 		t.Errorf("the create ended with %v", err)
 	}
 	if taken := m.taken(); taken != nothingTaken {
@@ -179,13 +179,13 @@ func TestDestroyCutsACreateOff(t *testing.T) {
 func TestManyDestroysAtOnceAreOne(t *testing.T) {
 	m := newMachine()
 	s := m.open(t, t.TempDir())
-	if _, err := s.Create(t.Context(), request("sbmany")); err != nil {
+	if _, err := s.Create(t.Context(), request("sbmany0000000000000000")); err != nil {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			if err := s.Destroy(t.Context(), "sbmany"); err != nil && !fault.Is(err, fault.NotFound) {
+			if err := s.Destroy(t.Context(), "sbmany0000000000000000"); err != nil && !fault.Is(err, fault.NotFound) {
 				t.Error(err)
 			}
 		})
@@ -201,12 +201,12 @@ func TestASandboxThatEndsByItselfSaysWhy(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine()
 			s := m.open(t, t.TempDir())
-			if _, err := s.Create(t.Context(), request("sbend")); err != nil {
+			if _, err := s.Create(t.Context(), request("sbend00000000000000000")); err != nil {
 				t.Fatal(err)
 			}
-			m.end("sbend", exit)
-			eventually(t, "the sandbox is in error", func() bool { sb, err := s.Get("sbend"); return err == nil && sb.Status == Failed })
-			sb, _ := s.Get("sbend")
+			m.end("sbend00000000000000000", exit)
+			eventually(t, "the sandbox is in error", func() bool { sb, err := s.Get("sbend00000000000000000"); return err == nil && sb.Status == Failed })
+			sb, _ := s.Get("sbend00000000000000000")
 			if strings.Contains(sb.Reason, "out of memory") != exit.OutOfMemory || sb.Reason == "" {
 				t.Errorf("reason %q", sb.Reason)
 			}
@@ -214,13 +214,13 @@ func TestASandboxThatEndsByItselfSaysWhy(t *testing.T) {
 				t.Errorf("an ended sandbox still holds: %s", taken)
 			}
 			// Its slot goes to another, which a destroy of the first must leave alone.
-			if _, err := s.Create(t.Context(), request("sbnext")); err != nil {
+			if _, err := s.Create(t.Context(), request("sbnext0000000000000000")); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.Destroy(t.Context(), "sbend"); err != nil {
+			if err := s.Destroy(t.Context(), "sbend00000000000000000"); err != nil {
 				t.Error(err)
 			}
-			if taken := m.taken(); taken != "slots [1], running [sbnext]" {
+			if taken := m.taken(); taken != "slots [1], running [sbnext0000000000000000]" {
 				t.Errorf("destroying the ended one left: %s", taken)
 			}
 		})
@@ -232,18 +232,18 @@ func TestADestroyThatFailsCanBeTriedAgain(t *testing.T) {
 		t.Run(step, func(t *testing.T) {
 			m := newMachine()
 			s := m.open(t, t.TempDir())
-			if _, err := s.Create(t.Context(), request("sbstuck")); err != nil {
+			if _, err := s.Create(t.Context(), request("sbstuck000000000000000")); err != nil {
 				t.Fatal(err)
 			}
 			m.setFailure(step, errors.New("stuck"))
-			if err := s.Destroy(t.Context(), "sbstuck"); err == nil {
+			if err := s.Destroy(t.Context(), "sbstuck000000000000000"); err == nil {
 				t.Error("the destroy did not fail")
 			}
-			if sb, err := s.Get("sbstuck"); err != nil || sb.Status != Failed || sb.Reason == "" {
+			if sb, err := s.Get("sbstuck000000000000000"); err != nil || sb.Status != Failed || sb.Reason == "" {
 				t.Errorf("now %+v, %v", sb, err)
 			}
 			m.setFailure(step, nil)
-			if err := s.Destroy(t.Context(), "sbstuck"); err != nil {
+			if err := s.Destroy(t.Context(), "sbstuck000000000000000"); err != nil {
 				t.Error(err)
 			}
 			if taken := m.taken(); taken != nothingTaken {
@@ -259,7 +259,7 @@ func TestOpenRemovesWhatAKilledProcessLeft(t *testing.T) {
 	// A killed process is one whose Service is never closed.
 	killed := m.open(t, dir)
 	for i := range 3 {
-		if _, err := killed.Create(t.Context(), request(fmt.Sprintf("sbleft%d", i))); err != nil {
+		if _, err := killed.Create(t.Context(), request(fmt.Sprintf("sbleft%016d", i))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -281,7 +281,7 @@ func TestOpenRemovesWhatAKilledProcessLeft(t *testing.T) {
 func TestWatchTellsEveryStateThatLasts(t *testing.T) {
 	m := newMachine()
 	s := m.open(t, t.TempDir())
-	if _, err := s.Create(t.Context(), request("sbfirst")); err != nil {
+	if _, err := s.Create(t.Context(), request("sbfirst000000000000000")); err != nil {
 		t.Fatal(err)
 	}
 	news := make(chan string, 64)
@@ -305,16 +305,16 @@ func TestWatchTellsEveryStateThatLasts(t *testing.T) {
 			}
 		}
 	}
-	expect("sbfirst running")
+	expect("sbfirst000000000000000 running")
 	expect("synced")
-	if _, err := s.Create(t.Context(), request("sbsecond")); err != nil {
+	if _, err := s.Create(t.Context(), request("sbsecond00000000000000")); err != nil {
 		t.Fatal(err)
 	}
-	expect("sbsecond running")
-	if err := s.Destroy(t.Context(), "sbfirst"); err != nil {
+	expect("sbsecond00000000000000 running")
+	if err := s.Destroy(t.Context(), "sbfirst000000000000000"); err != nil {
 		t.Fatal(err)
 	}
-	expect("sbfirst stopped")
+	expect("sbfirst000000000000000 stopped")
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
@@ -325,7 +325,7 @@ func TestCloseEndsEverythingAndRefusesMore(t *testing.T) {
 	m := newMachine()
 	s := m.open(t, t.TempDir())
 	for i := range 12 {
-		if _, err := s.Create(t.Context(), request(fmt.Sprintf("sbc%d", i))); err != nil {
+		if _, err := s.Create(t.Context(), request(fmt.Sprintf("sbc%019d", i))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -335,7 +335,7 @@ func TestCloseEndsEverythingAndRefusesMore(t *testing.T) {
 	if taken := m.taken(); taken != nothingTaken {
 		t.Errorf("left: %s", taken)
 	}
-	if _, err := s.Create(t.Context(), request("sblate")); !fault.Is(err, fault.HostUnavailable) {
+	if _, err := s.Create(t.Context(), request("sblate0000000000000000")); !fault.Is(err, fault.HostUnavailable) {
 		t.Errorf("a create after Close: %v", err)
 	}
 	if err := s.Watch(t.Context(), nil, nil); err != nil {

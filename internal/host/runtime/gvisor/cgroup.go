@@ -56,7 +56,7 @@ func (c cgroups) children() []string {
 	for _, h := range c.hierarchies {
 		entries, err := os.ReadDir(filepath.Join(h, c.parent))
 		if err != nil {
-			continue // not made yet, or not by runsc in this hierarchy
+			continue // ErrNotExist: not made yet, or not by runsc in this hierarchy
 		}
 		for _, e := range entries {
 			if e.IsDir() {

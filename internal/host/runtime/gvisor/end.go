@@ -105,12 +105,8 @@ func (d *Driver) Destroy(ctx context.Context, id string) error {
 	if err := d.cgroups.remove(id); err != nil {
 		return errors.Join(fmt.Errorf("remove cgroup: %w", err), deleteErr)
 	}
-	states, err := filepath.Glob(filepath.Join(d.stateDir(), "*"+id+"*"))
-	if err != nil {
-		return err
-	}
-	for _, path := range states {
-		if err := os.RemoveAll(path); err != nil {
+	for _, file := range []string{id + "_sandbox:" + id + ".state", id + "_sandbox:" + id + ".lock", "runsc-" + id + ".sock"} {
+		if err := os.RemoveAll(filepath.Join(d.stateDir(), file)); err != nil {
 			return err
 		}
 	}

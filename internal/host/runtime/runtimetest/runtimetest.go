@@ -179,7 +179,7 @@ func twoOfOneImageAreApart(t *testing.T, env Env) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, b := env.start(t, "conforma"), env.start(t, "conformb")
+	a, b := env.start(t, "conformone"), env.start(t, "conformtwo")
 	a.want(t, "echo mine > /root/f && cat /root/f", "mine")
 	b.want(t, "cat /root/f 2>/dev/null || echo absent", "absent")
 	after, err := os.Stat(env.RootFS)
