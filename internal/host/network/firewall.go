@@ -14,6 +14,9 @@ import (
 // tablePrefix begins the name of every instance's table; the instance follows.
 const tablePrefix = "wrenn_"
 
+// flowsSize is how many guests can be counted at once, more than there are slots.
+const flowsSize = 1 << 16
+
 // firewall is one instance's nftables table. Its rules are the same for all slots and
 // look the slot up in sets, so that a slot costs a few set elements and no rule. It is
 // safe for concurrent use: each call is a transaction of its own in the kernel.
@@ -24,6 +27,7 @@ type firewall struct {
 	guests   *nftables.Set // link . the one source address that may come in by it
 	gateways *nftables.Set // link . the one address of the host that it may ask for DNS
 	closed   *nftables.Set // destinations that no guest may reach
+	flows    *nftables.Set // guests that have connections; the kernel counts them
 }
 
 func newFirewall(instance string, prefix netip.Prefix) *firewall {
@@ -36,6 +40,7 @@ func newFirewall(instance string, prefix netip.Prefix) *firewall {
 		guests:   &nftables.Set{Table: table, Name: "guests", KeyType: linkAndAddr, Concatenation: true},
 		gateways: &nftables.Set{Table: table, Name: "gateways", KeyType: linkAndAddr, Concatenation: true},
 		closed:   &nftables.Set{Table: table, Name: "closed", KeyType: nftables.TypeIPAddr, Interval: true},
+		flows:    &nftables.Set{Table: table, Name: "flows", KeyType: nftables.TypeIPAddr, Dynamic: true, Size: flowsSize},
 	}
 }
 
@@ -47,7 +52,7 @@ func (f *firewall) install(slots []Slot) error {
 	conn.AddTable(f.table)
 	conn.DelTable(f.table)
 	conn.AddTable(f.table)
-	for _, set := range []*nftables.Set{f.links, f.guests, f.gateways} {
+	for _, set := range []*nftables.Set{f.links, f.guests, f.gateways, f.flows} {
 		if err := conn.AddSet(set, nil); err != nil {
 			return fmt.Errorf("set %s: %w", set.Name, err)
 		}

@@ -92,7 +92,7 @@ func hostAddr(t testing.TB) netip.Addr {
 			return prefix.Addr()
 		}
 	}
-	t.Skip("the host has no address")
+	t.Fatal("the host has no IPv4 address besides loopback; the isolation from it cannot be tested")
 	return netip.Addr{}
 }
 
@@ -207,6 +207,38 @@ func TestGuestReachesTheInternetUnderTheHostsAddress(t *testing.T) {
 	if timeout := net.Error(nil); !errors.As(err, &timeout) || !timeout.Timeout() {
 		t.Errorf("from the internet to a port of the guest: %v, want a timeout", err)
 	}
+}
+
+// A guest that opens connections without end runs into its own limit, and leaves room in
+// the host's table for others.
+func TestFlowsOfAGuestAreLimited(t *testing.T) {
+	n := open(t, newConfig(t))
+	greedy, modest := mustAcquire(t, n), mustAcquire(t, n)
+	world := newInternet(t)
+	server := greet(t, listenIn(t, world.namespace, netip.AddrPortFrom(world.server, 0).String()))
+
+	// One packet to each of many ports, and each is a connection to conntrack.
+	socket, err := inside(t, greedy.Namespace, func() (*net.UDPConn, error) { return net.ListenUDP("udp4", nil) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	refused := 0
+	const firstPort = 1024
+	for port := range uint16(maxFlows + 512) {
+		// A refusal comes back as an error of the next send.
+		if _, err := socket.WriteToUDPAddrPort([]byte("x"), netip.AddrPortFrom(world.server, firstPort+port)); err != nil {
+			refused++
+		}
+	}
+	if _, err := dialFrom(t, greedy.Namespace, "tcp4", server); err == nil {
+		t.Errorf("a guest with %d connections gets another (%d sends refused)", maxFlows+512, refused)
+	}
+	conn, err := dialFrom(t, modest.Namespace, "tcp4", server)
+	if err != nil {
+		t.Fatalf("another guest suffers: %v", err)
+	}
+	_ = conn.Close()
 }
 
 func TestHostReachesGuest(t *testing.T) {

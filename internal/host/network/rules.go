@@ -43,7 +43,7 @@ type match = []expr.Any
 //
 //	guard    before conntrack: from our links comes IPv4 with the slot's own source, or nothing
 //	input    guest to host: answers, DNS at the link's own gateway, nothing else
-//	forward  guest to the world: what is not closed; the world to a guest: answers
+//	forward  guest to the world: what is not closed, up to maxFlows; the world to a guest: answers
 //	clamp    TCP segments fit the path even where "too big" messages get lost
 //	nat      guests appear under the host's address
 func (f *firewall) addRules(conn *nftables.Conn) {
@@ -69,6 +69,7 @@ func (f *firewall) addRules(conn *nftables.Conn) {
 	input := base("input", nftables.ChainHookInput, nftables.ChainPriorityFilter)
 	rule(input, f.notFromGuest(), verdict(expr.VerdictAccept))
 	rule(input, knownConnection(), verdict(expr.VerdictAccept))
+	rule(input, f.tooManyFlows(), jump(refuse))
 	for _, number := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
 		rule(input, protocol(number), destinationPort(dnsPort),
 			inLinkAnd(destinationOffset, f.gateways, false), verdict(expr.VerdictAccept))
@@ -79,6 +80,7 @@ func (f *firewall) addRules(conn *nftables.Conn) {
 	rule(fromGuest, knownConnection(), verdict(expr.VerdictAccept))
 	rule(fromGuest, f.toClosedRange(), jump(refuse))
 	rule(fromGuest, linkIsSlot(expr.MetaKeyOIFNAME, expr.CmpOpEq), jump(refuse))
+	rule(fromGuest, f.tooManyFlows(), jump(refuse))
 	toGuest := conn.AddChain(&nftables.Chain{Table: f.table, Name: "to_guest"})
 	rule(toGuest, knownConnection(), verdict(expr.VerdictAccept))
 	// Another instance's guest: whichever table comes first, it hears no.
@@ -99,6 +101,26 @@ func (f *firewall) addRules(conn *nftables.Conn) {
 	})
 	rule(nat, sourceWithin(f.prefix), linkIsSlot(expr.MetaKeyOIFNAME, expr.CmpOpNeq), match{&expr.Masq{}})
 }
+
+// maxFlows is how many connections a guest may have at once. Each is an entry of the
+// host's conntrack table, which all guests and the host share and which a guest without
+// a limit fills in seconds; its usual size is 262,144.
+const maxFlows = 16384
+
+// tooManyFlows counts a packet's connection for its source, and matches when the source
+// has more than maxFlows. Connections that are then refused are not counted.
+func (f *firewall) tooManyFlows() match {
+	return match{
+		address(sourceOffset, reg),
+		&expr.Dynset{
+			SrcRegKey: reg, SetName: f.flows.Name, SetID: f.flows.ID, Operation: uint32(unix.NFT_DYNSET_OP_ADD),
+			Exprs: []expr.Any{&expr.Connlimit{Count: maxFlows, Flags: connlimitOver}},
+		},
+	}
+}
+
+// connlimitOver makes the kernel's connlimit match above the count instead of up to it.
+const connlimitOver = 1
 
 func policy(p nftables.ChainPolicy) *nftables.ChainPolicy { return &p }
 

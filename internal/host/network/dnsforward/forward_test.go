@@ -39,7 +39,7 @@ type upstream struct {
 func newUpstream(t testing.TB, handle dns.HandlerFunc) *upstream {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root for port 53")
+		t.Fatal("run this test as root: it listens on port 53")
 	}
 	u := &upstream{addr: loopback()}
 	at := netip.AddrPortFrom(u.addr, 53).String()
