@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -90,13 +89,6 @@ func wantRegular(path string, info os.FileInfo) error {
 	return nil
 }
 
-// tempPrefix begins the names of files that are being written.
-const tempPrefix = ".wrenn-write-"
-
-// IsTemporary says whether name is that of a file which is being written and will get its
-// real name when it is complete.
-func IsTemporary(name string) bool { return strings.HasPrefix(name, tempPrefix) }
-
 // Replacement is the new content of a file, while it is being written. Until Commit the
 // file is as it was; Abort gives the attempt up, and does nothing after Commit. It is for
 // one goroutine.
@@ -115,6 +107,7 @@ func Replace(path string, owner Owner) (*Replacement, error) {
 		return nil, explain(err, "write", path)
 	}
 	r := &Replacement{path: path, target: target, mode: newFileMode, owner: owner}
+	kind := NewContent
 	info, err := os.Lstat(target)
 	switch {
 	case err == nil:
@@ -124,13 +117,14 @@ func Replace(path string, owner Owner) (*Replacement, error) {
 		// Without setuid and setgid, which the kernel too takes away from a changed file.
 		r.mode = info.Mode().Perm()
 	case errors.Is(err, os.ErrNotExist):
+		kind = NewFile
 		if err := makeDirs(filepath.Dir(target), owner); err != nil {
 			return nil, explain(err, "write", path)
 		}
 	default:
 		return nil, explain(err, "write", path)
 	}
-	if r.temp, err = os.CreateTemp(filepath.Dir(target), tempPrefix+"*"); err != nil {
+	if r.temp, err = os.CreateTemp(filepath.Dir(target), kind.prefix()+"*"); err != nil {
 		return nil, explain(err, "write", path)
 	}
 	return r, nil

@@ -44,7 +44,7 @@ func (f *Files) Move(ctx context.Context, source, destination string, owner Owne
 
 // moveAcross moves source to another file system.
 func moveAcross(ctx context.Context, source, destination string) (err error) {
-	staging, err := os.MkdirTemp(filepath.Dir(destination), tempPrefix+"*")
+	staging, err := os.MkdirTemp(filepath.Dir(destination), NewFile.prefix()+"*")
 	if err != nil {
 		return err
 	}
