@@ -107,8 +107,8 @@ func ownerOf(user identity.User) filesystem.Owner {
 
 func entryInfo(e filesystem.Entry) *filesystempb.EntryInfo {
 	out := &filesystempb.EntryInfo{
-		Name: e.Name, Path: e.Path, Size: e.Size, Mode: e.Mode, Permissions: e.Permissions,
-		Owner: e.Owner, Group: e.Group, ModifiedTime: timestamppb.New(e.ModTime),
+		Name: text(e.Name), Path: text(e.Path), Size: e.Size, Mode: e.Mode, Permissions: e.Permissions,
+		Owner: text(e.Owner), Group: text(e.Group), ModifiedTime: timestamppb.New(e.ModTime),
 	}
 	switch e.Type {
 	case filesystem.File:
@@ -117,7 +117,8 @@ func entryInfo(e filesystem.Entry) *filesystempb.EntryInfo {
 		out.Type = filesystempb.FileType_FILE_TYPE_DIRECTORY
 	}
 	if e.SymlinkTarget != "" {
-		out.SymlinkTarget = &e.SymlinkTarget
+		target := text(e.SymlinkTarget)
+		out.SymlinkTarget = &target
 	}
 	return out
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/filesystem"
+	"github.com/wrenn-sandbox/wrenn/internal/guest/filesystem/watch"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/identity"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/process"
 	"github.com/wrenn-sandbox/wrenn/proto/guest/filesystem/filesystemconnect"
@@ -49,6 +50,7 @@ type Server struct {
 	identity  *identity.Identity
 	processes *process.Manager
 	files     *filesystem.Files
+	watchers  *watch.Watchers
 }
 
 // New returns a Server and the handler of everything that it serves.
@@ -60,6 +62,7 @@ func New(cfg Config) (*Server, http.Handler) {
 		identity:  identity.New(cfg.Users, cfg.System, cfg.Logger),
 		processes: process.NewManager(cfg.Processes),
 		files:     filesystem.New(cfg.Users),
+		watchers:  watch.NewWatchers(watch.KeepFor),
 	}
 	options := []connect.HandlerOption{
 		connect.WithInterceptors(fault.Interceptor(), failureLog{cfg.Logger}),
@@ -81,5 +84,9 @@ func New(cfg Config) (*Server, http.Handler) {
 	return s, crossOrigin(s.requireToken(takeLimit(mux)))
 }
 
-// Close ends every process that is still running. The handler must not be in use any more.
-func (s *Server) Close() { s.processes.Close() }
+// Close ends every process that is still running, and every watcher. The handler must not be
+// in use any more.
+func (s *Server) Close() {
+	s.watchers.Close()
+	s.processes.Close()
+}
