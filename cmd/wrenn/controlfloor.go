@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"path/filepath"
 
 	"github.com/wrenn-sandbox/wrenn/internal/control/account"
@@ -19,16 +18,17 @@ import (
 
 // controlFloor is the running control floor.
 type controlFloor struct {
-	handler http.Handler
+	api *httpapi.API
 	// key is the API key that was made at the first start.
 	key string
 	// failed gets an error when the floor cannot go on.
 	failed chan error
 
-	db   *store.DB
-	host *hostclient.Client
-	stop context.CancelFunc
-	done chan struct{}
+	db        *store.DB
+	host      *hostclient.Client
+	sandboxes *sandbox.Service
+	stop      context.CancelFunc
+	done      chan struct{}
 }
 
 // startControl starts the control floor over the host agent that listens on a socket.
@@ -46,12 +46,12 @@ func startControl(ctx context.Context, o upOptions, hostSocket string, log *slog
 		stop()
 		return nil, errors.Join(fmt.Errorf("make the first API key: %w", err), c.db.Close())
 	}
-	sandboxes := sandbox.New(sandbox.Config{
+	c.sandboxes = sandbox.New(sandbox.Config{
 		Store: c.db.Sandboxes(), Host: c.host.Lifecycle, Processes: c.host.Processes, Files: c.host.Files, Log: log,
 	})
-	c.handler, err = httpapi.New(httpapi.Config{
-		Sandboxes: sandboxes, Processes: sandboxes.Processes(), Files: sandboxes.Files(), Accounts: accounts, Log: log,
-		Ready: func(ctx context.Context) error { return errors.Join(c.db.Ping(ctx), sandboxes.Ready(ctx)) },
+	c.api, err = httpapi.New(httpapi.Config{
+		Sandboxes: c.sandboxes, Processes: c.sandboxes.Processes(), Files: c.sandboxes.Files(), Accounts: accounts, Log: log,
+		Ready: func(ctx context.Context) error { return errors.Join(c.db.Ping(ctx), c.sandboxes.Ready(ctx)) },
 	})
 	if err != nil {
 		stop()
@@ -59,11 +59,18 @@ func startControl(ctx context.Context, o upOptions, hostSocket string, log *slog
 	}
 	go func() {
 		defer close(c.done)
-		if err := sandboxes.Run(life); err != nil {
+		if err := c.sandboxes.Run(life); err != nil {
 			c.failed <- err
 		}
 	}()
 	return c, nil
+}
+
+// beginStop tells those who follow a process that the server stops, and the floor that its
+// host is about to go.
+func (c *controlFloor) beginStop(ctx context.Context) {
+	c.sandboxes.ExpectHostGone()
+	_ = c.api.Close(ctx) // who does not listen is cut off with the server
 }
 
 // close stops the floor's own work, writes down what is to be kept, and closes the

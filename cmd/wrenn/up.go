@@ -128,7 +128,7 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, control.close()) }()
-	server := newHTTPServer(control.handler, log)
+	server := newHTTPServer(control.api, log)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 
@@ -145,6 +145,7 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
+	control.beginStop(stop)
 	err = errors.Join(err, shutdown(stop, server))
 	// The host goes before the control floor, which then still hears how each sandbox ended.
 	return errors.Join(err, closeHost())

@@ -30,7 +30,7 @@ type fakeHost struct {
 	hostv1connect.UnimplementedHostServiceHandler
 	create func(*hostv1.CreateSandboxRequest) (*hostv1.Sandbox, error)
 	watch  func(context.Context, *connect.ServerStream[hostv1.WatchSandboxesResponse]) error
-	start  func(context.Context, *hostv1.StartProcessRequest, *connect.ServerStream[hostv1.StartProcessResponse]) error
+	start  func(context.Context, *hostv1.StartProcessRequest, *connect.ServerStream[hostv1.ProcessEvent]) error
 	signal func(*hostv1.SignalProcessRequest) error
 	files  http.HandlerFunc
 }
@@ -44,7 +44,7 @@ func (f *fakeHost) WatchSandboxes(ctx context.Context, _ *connect.Request[hostv1
 	return f.watch(ctx, s)
 }
 
-func (f *fakeHost) StartProcess(ctx context.Context, req *connect.Request[hostv1.StartProcessRequest], s *connect.ServerStream[hostv1.StartProcessResponse]) error {
+func (f *fakeHost) StartProcess(ctx context.Context, req *connect.Request[hostv1.StartProcessRequest], s *connect.ServerStream[hostv1.ProcessEvent]) error {
 	return f.start(ctx, req.Msg, s)
 }
 
@@ -174,7 +174,7 @@ func TestWatch(t *testing.T) {
 }
 
 func TestProcessEvents(t *testing.T) {
-	send := func(s *connect.ServerStream[hostv1.StartProcessResponse], events ...*hostv1.StartProcessResponse) error {
+	send := func(s *connect.ServerStream[hostv1.ProcessEvent], events ...*hostv1.ProcessEvent) error {
 		for _, ev := range events {
 			if err := s.Send(ev); err != nil {
 				return err
@@ -182,17 +182,17 @@ func TestProcessEvents(t *testing.T) {
 		}
 		return nil
 	}
-	start := &hostv1.StartProcessResponse{Event: &hostv1.StartProcessResponse_Start_{Start: &hostv1.StartProcessResponse_Start{Pid: 7}}}
-	out := &hostv1.StartProcessResponse{Event: &hostv1.StartProcessResponse_Stdout{Stdout: []byte("o")}}
-	errs := &hostv1.StartProcessResponse{Event: &hostv1.StartProcessResponse_Stderr{Stderr: []byte("e")}}
-	end := &hostv1.StartProcessResponse{Event: &hostv1.StartProcessResponse_End_{
-		End: &hostv1.StartProcessResponse_End{ExitCode: -1, Signal: "SIGKILL", TimedOut: true},
+	start := &hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Start_{Start: &hostv1.ProcessEvent_Start{Pid: 7}}}
+	out := &hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Stdout{Stdout: []byte("o")}}
+	errs := &hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Stderr{Stderr: []byte("e")}}
+	end := &hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_End_{
+		End: &hostv1.ProcessEvent_End{ExitCode: -1, Signal: "SIGKILL", TimedOut: true},
 	}}
 	var asked *hostv1.StartProcessRequest
 	var signaled *hostv1.SignalProcessRequest
 	c := serve(t, &fakeHost{
 		signal: func(req *hostv1.SignalProcessRequest) error { signaled = req; return nil },
-		start: func(_ context.Context, req *hostv1.StartProcessRequest, s *connect.ServerStream[hostv1.StartProcessResponse]) error {
+		start: func(_ context.Context, req *hostv1.StartProcessRequest, s *connect.ServerStream[hostv1.ProcessEvent]) error {
 			asked = req
 			switch req.GetCmd() {
 			case "missing":

@@ -22,13 +22,33 @@ var _ sandbox.HostProcesses = (*Processes)(nil)
 
 // Start implements sandbox.HostProcesses.
 func (p *Processes) Start(ctx context.Context, id string, cmd sandbox.Command) (uint32, sandbox.EventStream, error) {
-	stream, err := p.rpc.StartProcess(ctx, connect.NewRequest(&hostv1.StartProcessRequest{
+	req := &hostv1.StartProcessRequest{
 		SandboxId: id, Cmd: cmd.Cmd, Args: cmd.Args, Envs: cmd.Env, Cwd: cmd.Cwd, User: cmd.User, Tag: cmd.Tag,
 		TimeoutMs: uint64(cmd.Timeout / time.Millisecond), Stdin: cmd.Stdin,
+	}
+	if cmd.Terminal != nil {
+		req.Terminal = terminalSize(*cmd.Terminal)
+	}
+	stream, err := p.rpc.StartProcess(ctx, connect.NewRequest(req))
+	if err != nil {
+		return 0, nil, err
+	}
+	return follow(stream)
+}
+
+// Connect implements sandbox.HostProcesses.
+func (p *Processes) Connect(ctx context.Context, id string, sel sandbox.Selector, replay bool) (uint32, sandbox.EventStream, error) {
+	stream, err := p.rpc.ConnectProcess(ctx, connect.NewRequest(&hostv1.ConnectProcessRequest{
+		SandboxId: id, Process: selector(sel), Replay: replay,
 	}))
 	if err != nil {
 		return 0, nil, err
 	}
+	return follow(stream)
+}
+
+// follow reads the first event, which says that the process runs.
+func follow(stream *connect.ServerStreamForClient[hostv1.ProcessEvent]) (uint32, sandbox.EventStream, error) {
 	events := &eventStream{stream}
 	if !stream.Receive() {
 		_ = stream.Close()
@@ -43,17 +63,19 @@ func (p *Processes) Start(ctx context.Context, id string, cmd sandbox.Command) (
 }
 
 type eventStream struct {
-	stream *connect.ServerStreamForClient[hostv1.StartProcessResponse]
+	stream *connect.ServerStreamForClient[hostv1.ProcessEvent]
 }
 
 func (e *eventStream) Next() (sandbox.Event, error) {
 	for e.stream.Receive() {
 		switch ev := e.stream.Msg().GetEvent().(type) {
-		case *hostv1.StartProcessResponse_Stdout:
+		case *hostv1.ProcessEvent_Stdout:
 			return sandbox.Event{Kind: sandbox.Stdout, Data: ev.Stdout}, nil
-		case *hostv1.StartProcessResponse_Stderr:
+		case *hostv1.ProcessEvent_Stderr:
 			return sandbox.Event{Kind: sandbox.Stderr, Data: ev.Stderr}, nil
-		case *hostv1.StartProcessResponse_End_:
+		case *hostv1.ProcessEvent_Terminal:
+			return sandbox.Event{Kind: sandbox.Terminal, Data: ev.Terminal}, nil
+		case *hostv1.ProcessEvent_End_:
 			return sandbox.Event{Kind: sandbox.Exited, Exit: sandbox.Exit{
 				Code: ev.End.GetExitCode(), Signal: ev.End.GetSignal(), TimedOut: ev.End.GetTimedOut(),
 			}}, nil
@@ -86,8 +108,12 @@ func (p *Processes) List(ctx context.Context, id string) ([]sandbox.Process, err
 }
 
 // SendInput implements sandbox.HostProcesses.
-func (p *Processes) SendInput(ctx context.Context, id string, sel sandbox.Selector, data []byte) error {
-	_, err := p.rpc.SendInput(ctx, connect.NewRequest(&hostv1.SendInputRequest{SandboxId: id, Process: selector(sel), Data: data}))
+func (p *Processes) SendInput(ctx context.Context, id string, sel sandbox.Selector, in sandbox.Input) error {
+	req := &hostv1.SendInputRequest{SandboxId: id, Process: selector(sel), Input: &hostv1.SendInputRequest_Stdin{Stdin: in.Data}}
+	if in.Terminal {
+		req.Input = &hostv1.SendInputRequest_Terminal{Terminal: in.Data}
+	}
+	_, err := p.rpc.SendInput(ctx, connect.NewRequest(req))
 	return err
 }
 
@@ -105,6 +131,18 @@ func (p *Processes) Signal(ctx context.Context, id string, sel sandbox.Selector,
 	}
 	_, err := p.rpc.SignalProcess(ctx, connect.NewRequest(&hostv1.SignalProcessRequest{SandboxId: id, Process: selector(sel), Signal: num}))
 	return err
+}
+
+// Resize implements sandbox.HostProcesses.
+func (p *Processes) Resize(ctx context.Context, id string, sel sandbox.Selector, size sandbox.TerminalSize) error {
+	_, err := p.rpc.ResizeTerminal(ctx, connect.NewRequest(&hostv1.ResizeTerminalRequest{
+		SandboxId: id, Process: selector(sel), Size: terminalSize(size),
+	}))
+	return err
+}
+
+func terminalSize(s sandbox.TerminalSize) *hostv1.TerminalSize {
+	return &hostv1.TerminalSize{Cols: uint32(s.Cols), Rows: uint32(s.Rows)}
 }
 
 func selector(s sandbox.Selector) *hostv1.ProcessSelector {

@@ -25,7 +25,7 @@ type Sandboxes interface {
 	Ping(ctx context.Context, id string) error
 }
 
-// Processes is the commands in sandboxes, as sandbox.Processes has them.
+// Processes is the commands and terminals in sandboxes, as sandbox.Processes has them.
 type Processes interface {
 	Exec(ctx context.Context, id string, cmd sandbox.Command, stdin []byte) (sandbox.Result, error)
 	Background(ctx context.Context, id string, cmd sandbox.Command) (sandbox.Started, error)
@@ -33,6 +33,7 @@ type Processes interface {
 	Signal(ctx context.Context, id string, sel sandbox.Selector, sig sandbox.Signal) error
 	CheckRunning(ctx context.Context, id string) error
 	Open(ctx context.Context, id string, cmd sandbox.Command) (sandbox.Session, error)
+	Connect(ctx context.Context, id string, f sandbox.Follow) (sandbox.Session, error)
 }
 
 // Files is the files of sandboxes, as sandbox.Files has them.
@@ -70,10 +71,19 @@ type handlers struct {
 	operationHandlers
 }
 
-// New returns the handler of the whole API. It is meant for a server with
-// ReadHeaderTimeout and without ReadTimeout and WriteTimeout: transfers and commands
-// take as long as they take.
-func New(cfg Config) (http.Handler, error) {
+// API is the handler of the whole API.
+type API struct {
+	http.Handler
+	streams *streams
+}
+
+// Close tells the clients of WebSockets that the server stops, and waits until they know
+// or ctx ends. It comes before the server's own Shutdown, which knows nothing of them.
+func (a *API) Close(ctx context.Context) error { return a.streams.close(ctx) }
+
+// New returns the whole API. It is meant for a server with ReadHeaderTimeout and without
+// ReadTimeout and WriteTimeout: transfers and commands take as long as they take.
+func New(cfg Config) (*API, error) {
 	v, err := newValidator(api.YAML)
 	if err != nil {
 		return nil, fmt.Errorf("read the API's description: %w", err)
@@ -94,14 +104,16 @@ func New(cfg Config) (http.Handler, error) {
 		Middlewares:      []api.MiddlewareFunc{v.middleware(fail)},
 		ErrorHandlerFunc: fail.parameter,
 	})
-	stream := execStream{processes: cfg.Processes, log: cfg.Log, pingInterval: pingInterval}
-	mux.Handle("GET /v1/sandboxes/{id}/exec/stream", fail.handler(stream.serve))
+	streams := newStreams(cfg.Processes, cfg.Log)
+	mux.Handle("GET /v1/sandboxes/{id}/exec/stream", fail.handler(streams.exec))
+	mux.Handle("GET /v1/sandboxes/{id}/pty", fail.handler(streams.terminal))
+	mux.Handle("GET /v1/sandboxes/{id}/processes/{process}/stream", fail.handler(streams.process))
 	addDocuments(mux)
 
 	var h http.Handler = router{mux: mux, fail: fail, auth: authenticator{cfg.Accounts}}
 	h = alias(h)
 	h = recovered(h, fail)
-	return withRequestID(h), nil
+	return &API{withRequestID(h), streams}, nil
 }
 
 // operationHandlers is the API for those who run the server.

@@ -45,6 +45,7 @@ type fakeProcesses struct {
 	signal     func(sandbox.Selector, sandbox.Signal) error
 	running    func(id string) error
 	open       func(sandbox.Command) (sandbox.Session, error)
+	connect    func(sandbox.Follow) (sandbox.Session, error)
 }
 
 func (f *fakeProcesses) Exec(ctx context.Context, _ string, cmd sandbox.Command, stdin []byte) (sandbox.Result, error) {
@@ -60,6 +61,10 @@ func (f *fakeProcesses) Signal(_ context.Context, _ string, sel sandbox.Selector
 func (f *fakeProcesses) CheckRunning(_ context.Context, id string) error { return f.running(id) }
 func (f *fakeProcesses) Open(_ context.Context, _ string, cmd sandbox.Command) (sandbox.Session, error) {
 	return f.open(cmd)
+}
+
+func (f *fakeProcesses) Connect(_ context.Context, _ string, follow sandbox.Follow) (sandbox.Session, error) {
+	return f.connect(follow)
 }
 
 type fakeFiles struct {
@@ -104,6 +109,7 @@ type server struct {
 	files     fakeFiles
 	ready     func(context.Context) error
 	log       syncBuffer
+	api       *API
 }
 
 func serve(t testing.TB) *server {
@@ -117,6 +123,7 @@ func serve(t testing.TB) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.api = h
 	s.Server = httptest.NewServer(h)
 	t.Cleanup(s.Close)
 	return s

@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
@@ -24,6 +22,14 @@ const (
 	typeStderr     = "stderr"
 	typeExit       = "exit"
 	typeError      = "error"
+
+	typeConnect = "connect"
+	typeInput   = "input"
+	typeResize  = "resize"
+	typeKill    = "kill"
+	typeStarted = "started"
+	typeOutput  = "output"
+	typePing    = "ping"
 )
 
 const encodingBase64 = "base64"
@@ -31,12 +37,15 @@ const encodingBase64 = "base64"
 // clientMessage is any message of a client. What a type has no use for is not allowed
 // in it.
 type clientMessage struct {
-	kind  string
-	start sandbox.Command // of start
-	stdin []byte          // of stdin
+	kind    string
+	start   sandbox.Command      // of start
+	connect sandbox.Follow       // of connect
+	data    []byte               // of stdin and input
+	size    sandbox.TerminalSize // of resize
 }
 
-// startMessage, stdinMessage and bareMessage are the forms of clientMessage.
+// startMessage, stdinMessage and bareMessage are the forms of clientMessage when it is
+// about a command.
 type startMessage struct {
 	Type       string            `json:"type"`
 	Cmd        string            `json:"cmd"`
@@ -62,8 +71,8 @@ type bareMessage struct {
 // maxTimeout is the longest timeout_sec, as in openapi.yaml.
 const maxTimeout = 315360000
 
-// decodeMessage reads one message of a client.
-func decodeMessage(raw []byte) (clientMessage, error) {
+// decodeCommandMessage reads one message of a client that is about a command.
+func decodeCommandMessage(raw []byte) (clientMessage, error) {
 	var bare bareMessage
 	if err := json.Unmarshal(raw, &bare); err != nil {
 		return clientMessage{}, messageFault(err)
@@ -88,7 +97,7 @@ func decodeMessage(raw []byte) (clientMessage, error) {
 			return clientMessage{}, err
 		}
 		var err error
-		if m.stdin, err = decodeData(s); err != nil {
+		if m.data, err = decodeData(s); err != nil {
 			return clientMessage{}, err
 		}
 	case typeStdinClose, typeStop:
@@ -135,79 +144,4 @@ func messageFault(err error) error {
 		return fault.Wrap(err, fault.InvalidRequest, "this type of message has no field %s", name)
 	}
 	return fault.Wrap(err, fault.InvalidRequest, "the message is not a JSON object with a \"type\"")
-}
-
-// serverMessage is any message of the server.
-type serverMessage struct {
-	Type     string  `json:"type"`
-	PID      uint32  `json:"pid,omitempty"`
-	Tag      string  `json:"tag,omitempty"`
-	Data     *string `json:"data,omitempty"`
-	Encoding string  `json:"encoding,omitempty"`
-	Code     string  `json:"code,omitempty"`
-	ExitCode *int32  `json:"exit_code,omitempty"`
-	Signal   string  `json:"signal,omitempty"`
-	TimedOut bool    `json:"timed_out,omitempty"`
-}
-
-func errorMessage(err error) serverMessage {
-	text := fault.MessageOf(err)
-	return serverMessage{Type: typeError, Data: &text, Code: string(fault.CodeOf(err))}
-}
-
-func exitMessage(e sandbox.Exit) serverMessage {
-	return serverMessage{Type: typeExit, ExitCode: &e.Code, Signal: e.Signal, TimedOut: e.TimedOut}
-}
-
-func outputMessage(kind string, data []byte) serverMessage {
-	m := serverMessage{Type: kind}
-	var text string
-	if utf8.Valid(data) {
-		text = string(data)
-	} else {
-		text, m.Encoding = base64.StdEncoding.EncodeToString(data), encodingBase64
-	}
-	m.Data = &text
-	return m
-}
-
-// joiner puts characters together again that were split between two chunks of a stream.
-// The zero value is ready.
-type joiner struct {
-	held []byte // the beginning of a character, at most utf8.UTFMax-1 bytes
-}
-
-// push returns all of the stream so far that was not yet returned, but for the beginning
-// of a character at its end, which waits for its rest.
-func (j *joiner) push(chunk []byte) []byte {
-	data := chunk
-	if len(j.held) > 0 {
-		data = slices.Concat(j.held, chunk)
-		j.held = nil
-	}
-	whole := len(data) - partialRune(data)
-	j.held = append(j.held, data[whole:]...)
-	return data[:whole]
-}
-
-// flush returns what still waits when the stream has ended.
-func (j *joiner) flush() []byte {
-	held := j.held
-	j.held = nil
-	return held
-}
-
-// partialRune is how many bytes at the end of data are the beginning of a character that
-// is not complete.
-func partialRune(data []byte) int {
-	for n := 1; n < utf8.UTFMax && n <= len(data); n++ {
-		tail := data[len(data)-n:]
-		if utf8.RuneStart(tail[0]) {
-			if utf8.FullRune(tail) {
-				return 0
-			}
-			return n
-		}
-	}
-	return 0
 }

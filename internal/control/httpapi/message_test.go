@@ -3,6 +3,7 @@ package httpapi
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/json"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -23,13 +24,13 @@ func TestBadMessages(t *testing.T) {
 		`{"type":"stdin","data":"%","encoding":"base64"}`:        `not base64`,
 		`{"type":"stdin","data":"x","encoding":"latin1"}`:        `"encoding" must be`,
 	} {
-		if _, err := decodeMessage([]byte(raw)); !fault.Is(err, fault.InvalidRequest) || !strings.Contains(fault.MessageOf(err), want) {
+		if _, err := decodeCommandMessage([]byte(raw)); !fault.Is(err, fault.InvalidRequest) || !strings.Contains(fault.MessageOf(err), want) {
 			t.Errorf("%s: %v", raw, err)
 		}
 	}
 }
 
-func FuzzDecodeMessage(f *testing.F) {
+func FuzzDecodeCommandMessage(f *testing.F) {
 	for _, seed := range []string{
 		`{"type":"start","cmd":"sh","args":["-c","x"],"envs":{"A":"1"},"cwd":"/","user":"u","timeout_sec":3,"tag":"t","stdin":true}`,
 		`{"type":"stdin","data":"YQ==","encoding":"base64"}`, `{"type":"stdin","data":"ö"}`,
@@ -38,7 +39,7 @@ func FuzzDecodeMessage(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		m, err := decodeMessage(raw)
+		m, err := decodeCommandMessage(raw)
 		if err != nil {
 			if !fault.Is(err, fault.InvalidRequest) {
 				t.Fatalf("not the client's error: %v", err)
@@ -71,14 +72,14 @@ func FuzzJoiner(f *testing.F) {
 			if len(piece) == 0 {
 				return
 			}
-			m := outputMessage(typeStdout, piece)
-			back := []byte(*m.Data)
+			m := decodeOutput(t, new(commandDialect).message(typeStdout, piece))
+			back := []byte(m.Data)
 			if m.Encoding == encodingBase64 {
 				if utf8.Valid(stream) {
 					t.Fatalf("valid text was sent as base64: %q of %q", piece, stream)
 				}
 				var err error
-				if back, err = base64.StdEncoding.DecodeString(*m.Data); err != nil {
+				if back, err = base64.StdEncoding.DecodeString(m.Data); err != nil {
 					t.Fatal(err)
 				}
 			} else if !utf8.Valid(back) {
@@ -102,4 +103,16 @@ func FuzzJoiner(f *testing.F) {
 			t.Fatalf("sent %q, arrived %q", stream, got)
 		}
 	})
+}
+
+// outputMessage is a message of output as a client reads it.
+type outputMessage struct{ Type, Data, Encoding string }
+
+func decodeOutput(t testing.TB, raw []byte) outputMessage {
+	t.Helper()
+	var m outputMessage
+	if err := json.Unmarshal(raw, &m); err != nil {
+		t.Fatalf("%v: %.200q", err, raw)
+	}
+	return m
 }

@@ -2,10 +2,10 @@ package httpapi
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -23,33 +23,108 @@ const (
 	pingInterval = 30 * time.Second
 	// startTime is how long a client may take to say what to start.
 	startTime = 30 * time.Second
-	// stdinQueue is how many messages wait for a process that does not read its stdin,
-	// before the client waits too.
-	stdinQueue = 16
-	// leaveTime bounds what is done when a client has gone.
+	// leaveTime bounds what is done when a client has gone or is to go.
 	leaveTime = 10 * time.Second
 )
 
-// execStream serves commands over WebSockets.
-type execStream struct {
+// errStopping is the last that a client hears when the server stops.
+var errStopping = fault.New(fault.HostUnavailable, "the server is stopping")
+
+// streams serves processes over WebSockets. It is safe for concurrent use, and must be
+// closed for its clients to hear that the server stops.
+type streams struct {
 	processes    Processes
 	log          *slog.Logger
 	pingInterval time.Duration
+
+	stopping chan struct{} // closed by close
+	mu       sync.Mutex
+	stopped  bool
+	open     sync.WaitGroup
 }
 
-func (e execStream) serve(w http.ResponseWriter, r *http.Request) error {
+func newStreams(processes Processes, log *slog.Logger) *streams {
+	return &streams{processes: processes, log: log, pingInterval: pingInterval, stopping: make(chan struct{})}
+}
+
+// close tells every client that the server stops, and waits until they know or ctx ends.
+func (s *streams) close(ctx context.Context) error {
+	s.mu.Lock()
+	if !s.stopped {
+		s.stopped = true
+		close(s.stopping)
+	}
+	s.mu.Unlock()
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		s.open.Wait()
+	}()
+	select {
+	case <-told:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// enter counts one more stream, unless the server stops.
+func (s *streams) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.stopped {
+		s.open.Add(1)
+	}
+	return !s.stopped
+}
+
+// opening is what a client wants: a new process, or one that runs.
+type opening struct {
+	start   *sandbox.Command
+	connect *sandbox.Follow
+}
+
+// exec serves …/exec/stream.
+func (s *streams) exec(w http.ResponseWriter, r *http.Request) error {
+	return s.serve(w, r, &commandDialect{}, readFirst(decodeCommandMessage))
+}
+
+// terminal serves …/pty.
+func (s *streams) terminal(w http.ResponseWriter, r *http.Request) error {
+	return s.serve(w, r, &terminalDialect{}, readFirst(decodeTerminalMessage))
+}
+
+// process serves …/processes/{process}/stream.
+func (s *streams) process(w http.ResponseWriter, r *http.Request) error {
+	follow := &sandbox.Follow{Process: selector(r.PathValue("process"))}
+	if given := r.URL.Query().Get("replay"); given != "" {
+		var err error
+		if follow.Replay, err = strconv.ParseBool(given); err != nil {
+			return fault.Wrap(err, fault.InvalidRequest, "parameter \"replay\" must be true or false")
+		}
+	}
+	return s.serve(w, r, &commandDialect{}, func(context.Context, *websocket.Conn) (opening, error) {
+		return opening{connect: follow}, nil
+	})
+}
+
+func (s *streams) serve(w http.ResponseWriter, r *http.Request, d dialect, first func(context.Context, *websocket.Conn) (opening, error)) error {
 	id := r.PathValue("id")
 	// Before the upgrade there is still an answer with a status.
-	if err := e.processes.CheckRunning(r.Context(), id); err != nil {
+	if err := s.processes.CheckRunning(r.Context(), id); err != nil {
 		return err
 	}
 	if !websocketWanted(r) {
 		return fault.New(fault.InvalidRequest, "this is a WebSocket; connect with the headers Connection: Upgrade and Upgrade: websocket")
 	}
+	if !s.enter() {
+		return errStopping
+	}
+	defer s.open.Done()
 	conn, err := websocket.Accept(w, r, nil)
 	if err != nil {
 		// Accept has answered already; only the log is left.
-		e.log.DebugContext(r.Context(), "a WebSocket was refused", "request", requestID(r.Context()), "error", err)
+		s.log.DebugContext(r.Context(), "a WebSocket was refused", "request", requestID(r.Context()), "error", err)
 		return nil
 	}
 	defer func() { _ = conn.CloseNow() }() // it is closed, one way or another
@@ -58,7 +133,18 @@ func (e execStream) serve(w http.ResponseWriter, r *http.Request) error {
 	// whoever finds the client gone cancels this one.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	defer cancel()
-	e.run(ctx, cancel, conn, id)
+	f := &follower{
+		conn: conn, dialect: d, log: s.log.With("sandbox", id), cancel: cancel,
+		turn: make(chan struct{}, 1), finished: make(chan struct{}), input: make(chan []byte, inputQueue),
+	}
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-s.stopping:
+			f.end(ctx, errStopping, websocket.StatusGoingAway)
+		}
+	}()
+	s.run(ctx, f, id, first)
 	return nil
 }
 
@@ -66,216 +152,82 @@ func websocketWanted(r *http.Request) bool {
 	return headerHas(r.Header, "Connection", "upgrade") && headerHas(r.Header, "Upgrade", "websocket")
 }
 
-// run starts what the client asks for and follows it to its end, or the client's.
-func (e execStream) run(ctx context.Context, cancel context.CancelFunc, conn *websocket.Conn, id string) {
-	cmd, err := readStart(ctx, conn)
+// run begins what the client asks for and follows it to its end, or the client's.
+func (s *streams) run(ctx context.Context, f *follower, id string, first func(context.Context, *websocket.Conn) (opening, error)) {
+	want, err := first(ctx, f.conn)
 	if err != nil {
-		_ = send(ctx, conn, errorMessage(err))
-		_ = conn.Close(websocket.StatusPolicyViolation, "the first message must be a start")
+		f.end(ctx, err, badMessageStatus(err))
 		return
 	}
-	s, err := e.processes.Open(ctx, id, cmd)
-	if err != nil {
-		_ = send(ctx, conn, errorMessage(err))
-		_ = conn.Close(websocket.StatusNormalClosure, "")
-		return
-	}
-	f := follower{conn: conn, session: s, log: e.log.With("sandbox", id, "pid", s.PID()), stdin: make(chan []byte, stdinQueue)}
-	// Closing the session is what unblocks the reading of events when the client is gone.
-	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
-	defer stop()
-
-	var wg sync.WaitGroup
-	wg.Go(func() { defer cancel(); f.readMessages(ctx) })
-	wg.Go(func() { f.feedStdin(ctx) })
-	wg.Go(func() { f.keepAlive(ctx, cancel, e.pingInterval) })
-	ended := f.sendEvents(ctx)
-	if ended {
-		_ = conn.Close(websocket.StatusNormalClosure, "")
+	if want.start != nil {
+		f.session, err = s.processes.Open(ctx, id, *want.start)
 	} else {
-		f.leave(ctx, cmd.Stdin)
+		f.session, err = s.processes.Connect(ctx, id, *want.connect)
 	}
-	cancel()
-	_ = conn.CloseNow()
-	_ = s.Close()
-	wg.Wait()
-}
-
-// readStart reads what to run.
-func readStart(ctx context.Context, conn *websocket.Conn) (sandbox.Command, error) {
-	ctx, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
-	_, raw, err := conn.Read(ctx)
 	if err != nil {
-		return sandbox.Command{}, fault.Wrap(err, fault.InvalidRequest, "no message came; the first one must be a start")
-	}
-	m, err := decodeMessage(raw)
-	if err != nil {
-		return sandbox.Command{}, err
-	}
-	if m.kind != typeStart {
-		return sandbox.Command{}, fault.New(fault.InvalidRequest, "the first message must be a start and not %q", m.kind)
-	}
-	return m.start, nil
-}
-
-// follower is one client and the process it started. Each method but send's is for a
-// goroutine of its own.
-type follower struct {
-	conn    *websocket.Conn
-	session sandbox.Session
-	log     *slog.Logger
-	// stdin is what the process is to read; nil closes it.
-	stdin chan []byte
-}
-
-// sendEvents tells the client what the process does. It reports whether that has come to
-// an end, rather than the client having gone.
-func (f *follower) sendEvents(ctx context.Context) (ended bool) {
-	if err := send(ctx, f.conn, serverMessage{Type: typeStart, PID: f.session.PID(), Tag: f.session.Tag()}); err != nil {
-		return false
-	}
-	var out, errs joiner
-	for {
-		ev, err := f.session.Next()
-		if ctx.Err() != nil {
-			return false
-		}
-		if err != nil {
-			f.log.WarnContext(ctx, "lost a command that a client follows", "error", err)
-			return send(ctx, f.conn, errorMessage(err)) == nil
-		}
-		switch ev.Kind {
-		case sandbox.Stdout:
-			err = f.sendOutput(ctx, typeStdout, out.push(ev.Data))
-		case sandbox.Stderr:
-			err = f.sendOutput(ctx, typeStderr, errs.push(ev.Data))
-		case sandbox.Exited:
-			err = errors.Join(
-				f.sendOutput(ctx, typeStdout, out.flush()),
-				f.sendOutput(ctx, typeStderr, errs.flush()),
-				send(ctx, f.conn, exitMessage(ev.Exit)))
-			return err == nil
-		}
-		if err != nil {
-			return false
-		}
-	}
-}
-
-func (f *follower) sendOutput(ctx context.Context, kind string, data []byte) error {
-	if len(data) == 0 {
-		return nil
-	}
-	return send(ctx, f.conn, outputMessage(kind, data))
-}
-
-// readMessages does what the client says until it goes away.
-func (f *follower) readMessages(ctx context.Context) {
-	for {
-		_, raw, err := f.conn.Read(ctx)
-		if err != nil {
-			return
-		}
-		m, err := decodeMessage(raw)
-		if err == nil {
-			err = f.do(ctx, m)
-		}
-		if err != nil {
-			if err := send(ctx, f.conn, errorMessage(err)); err != nil {
-				return
-			}
-		}
-	}
-}
-
-func (f *follower) do(ctx context.Context, m clientMessage) error {
-	switch m.kind {
-	case typeStdin:
-		if len(m.stdin) > 0 { // nothing to write, and nil would mean the end
-			f.queue(ctx, m.stdin)
-		}
-	case typeStdinClose:
-		f.queue(ctx, nil)
-	case typeStop:
-		return f.session.Kill(ctx)
-	case typeStart:
-		return fault.New(fault.InvalidState, "the command runs already; open another WebSocket for another command")
-	}
-	return nil
-}
-
-func (f *follower) queue(ctx context.Context, data []byte) {
-	select {
-	case f.stdin <- data:
-	case <-ctx.Done():
-	}
-}
-
-// feedStdin writes to the process. Apart from readMessages, so that a process that does
-// not read can still be stopped.
-func (f *follower) feedStdin(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case data := <-f.stdin:
-			var err error
-			if data == nil {
-				err = f.session.CloseStdin(ctx)
-			} else {
-				err = f.session.Write(ctx, data)
-			}
-			if err != nil && ctx.Err() == nil {
-				_ = send(ctx, f.conn, errorMessage(err)) // sendEvents finds out if the client is gone
-			}
-		}
-	}
-}
-
-// keepAlive finds out about a client that went away without a word.
-func (f *follower) keepAlive(ctx context.Context, cancel context.CancelFunc, interval time.Duration) {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		// While input waits for the process nobody reads the client's answers.
-		if len(f.stdin) == cap(f.stdin) {
-			continue
-		}
-		pctx, done := context.WithTimeout(ctx, interval)
-		err := f.conn.Ping(pctx)
-		done()
-		if err != nil && len(f.stdin) < cap(f.stdin) {
-			cancel()
-			return
-		}
-	}
-}
-
-// leave is what happens when the client has gone: the process lives on, and reads the
-// end of its stdin, since nobody can write to it any more.
-func (f *follower) leave(ctx context.Context, stdin bool) {
-	f.log.DebugContext(ctx, "a client left its command running")
-	if !stdin {
+		f.end(ctx, err, refusedStatus(err))
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTime)
-	defer cancel()
-	if err := f.session.CloseStdin(ctx); err != nil && !fault.Is(err, fault.NotFound) {
-		f.log.WarnContext(ctx, "could not close the stdin of a command whose client has gone", "error", err)
+	defer func() { _ = f.session.Close() }() // never fails in a way that matters: it cancels
+	f.log = f.log.With("pid", f.session.Started().PID)
+	f.follow(ctx, s.pingInterval)
+	if want.start != nil && want.start.Stdin {
+		f.leave(ctx)
 	}
 }
 
-// send sends one message. It is safe for concurrent use.
-func send(ctx context.Context, conn *websocket.Conn, m serverMessage) error {
-	raw, err := json.Marshal(m)
-	if err != nil {
-		return err
+// readFirst reads the message with which a client says what it wants.
+func readFirst(decode func([]byte) (clientMessage, error)) func(context.Context, *websocket.Conn) (opening, error) {
+	return func(ctx context.Context, conn *websocket.Conn) (opening, error) {
+		ctx, cancel := context.WithTimeout(ctx, startTime)
+		defer cancel()
+		kind, raw, err := conn.Read(ctx)
+		if err != nil {
+			return opening{}, fault.Wrap(err, fault.InvalidRequest, "no message came; the first one must be a start")
+		}
+		if kind != websocket.MessageText {
+			return opening{}, errBinary
+		}
+		m, err := decode(raw)
+		switch {
+		case err != nil:
+			return opening{}, err
+		case m.kind == typeStart:
+			return opening{start: &m.start}, nil
+		case m.kind == typeConnect:
+			return opening{connect: &m.connect}, nil
+		}
+		return opening{}, fault.New(fault.InvalidRequest, "the first message must be a start and not %q", m.kind)
 	}
-	return conn.Write(ctx, websocket.MessageText, raw)
+}
+
+// errBinary is what is wrong with a message that is not text.
+var errBinary = fault.New(fault.InvalidRequest, "messages must be JSON text, not binary")
+
+// badMessageStatus is the status with which a WebSocket ends after a message that the
+// server cannot use.
+func badMessageStatus(err error) websocket.StatusCode {
+	if errors.Is(err, errBinary) {
+		return websocket.StatusUnsupportedData
+	}
+	return websocket.StatusPolicyViolation
+}
+
+// refusedStatus is the status with which a WebSocket ends that never got its process.
+func refusedStatus(err error) websocket.StatusCode {
+	if fault.HTTPStatus(fault.CodeOf(err)) < http.StatusInternalServerError {
+		return websocket.StatusPolicyViolation
+	}
+	return websocket.StatusInternalError
+}
+
+// lostStatus is the status with which a WebSocket ends whose process got lost.
+func lostStatus(err error) websocket.StatusCode {
+	switch fault.CodeOf(err) {
+	case fault.NotFound, fault.InvalidState, fault.HostUnavailable:
+		return websocket.StatusGoingAway // the sandbox, or its host, is gone
+	case fault.RateLimited:
+		return websocket.StatusPolicyViolation // the client did not read
+	}
+	return websocket.StatusInternalError
 }

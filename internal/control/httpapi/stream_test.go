@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -38,23 +39,25 @@ type fakeSession struct {
 	once   sync.Once
 	// stuck makes Write block until its context ends.
 	stuck bool
+	// lost is the error with which the events end when they are closed.
+	lost error
 }
 
 func newSession() *fakeSession {
 	return &fakeSession{
 		events: make(chan sandbox.Event, 16), stdin: make(chan string, 64),
 		killed: make(chan struct{}), closed: make(chan struct{}),
+		lost: fault.New(fault.AgentError, "the sandbox went away"),
 	}
 }
 
-func (*fakeSession) PID() uint32 { return 7 }
-func (*fakeSession) Tag() string { return "t" }
+func (*fakeSession) Started() sandbox.Started { return sandbox.Started{PID: 7, Tag: "t"} }
 
 func (s *fakeSession) Next() (sandbox.Event, error) {
 	select {
 	case ev, ok := <-s.events:
 		if !ok {
-			return sandbox.Event{}, fault.New(fault.AgentError, "the sandbox went away")
+			return sandbox.Event{}, s.lost
 		}
 		return ev, nil
 	case <-s.closed:
@@ -71,8 +74,31 @@ func (s *fakeSession) Write(ctx context.Context, p []byte) error {
 	return nil
 }
 func (s *fakeSession) CloseStdin(context.Context) error { s.stdin <- ""; return nil }
-func (s *fakeSession) Kill(context.Context) error       { close(s.killed); return nil }
-func (s *fakeSession) Close() error                     { s.once.Do(func() { close(s.closed) }); return nil }
+func (s *fakeSession) Resize(_ context.Context, size sandbox.TerminalSize) error {
+	s.stdin <- fmt.Sprintf("size:%dx%d", size.Cols, size.Rows)
+	return nil
+}
+func (s *fakeSession) Kill(context.Context) error { close(s.killed); return nil }
+func (s *fakeSession) Close() error               { s.once.Do(func() { close(s.closed) }); return nil }
+
+// expectInput reads what was written to the process, in however many pieces.
+func (s *fakeSession) expectInput(t *testing.T, want string) {
+	t.Helper()
+	got := ""
+	for {
+		select {
+		case piece := <-s.stdin:
+			if got += piece; got == want {
+				return
+			}
+			if !strings.HasPrefix(want, got) || piece == "" {
+				t.Fatalf("the process got %q, want %q", got, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("the process got only %q, want %q", got, want)
+		}
+	}
+}
 
 // client is a WebSocket client of a test.
 type client struct {
@@ -83,8 +109,13 @@ type client struct {
 
 func dial(t *testing.T, s *server) *client {
 	t.Helper()
+	return dialPath(t, s, "/v1/capsules/sb1/exec/stream")
+}
+
+func dialPath(t *testing.T, s *server, path string) *client {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	conn, resp, err := websocket.Dial(ctx, s.URL+"/v1/capsules/sb1/exec/stream", &websocket.DialOptions{
+	conn, resp, err := websocket.Dial(ctx, s.URL+path, &websocket.DialOptions{
 		HTTPHeader: http.Header{"X-Api-Key": {testKey}},
 	})
 	if err != nil {
@@ -125,8 +156,8 @@ func (c *client) expectClose(want websocket.StatusCode) {
 	}
 }
 
-// streams is a server whose sandboxes run and start s.
-func streams(t *testing.T, session *fakeSession) (*server, *sandbox.Command) {
+// streaming is a server whose sandboxes run and start s.
+func streaming(t *testing.T, session *fakeSession) (*server, *sandbox.Command) {
 	s := serve(t)
 	cmd := new(sandbox.Command)
 	s.processes.running = func(string) error { return nil }
@@ -134,12 +165,13 @@ func streams(t *testing.T, session *fakeSession) (*server, *sandbox.Command) {
 		*cmd = c
 		return session, nil
 	}
+	s.processes.connect = func(sandbox.Follow) (sandbox.Session, error) { return session, nil }
 	return s, cmd
 }
 
 func TestStream(t *testing.T) {
 	p := newSession()
-	s, cmd := streams(t, p)
+	s, cmd := streaming(t, p)
 	c := dial(t, s)
 	c.send(`{"type":"start","cmd":"c","args":["a"],"envs":{"A":"1"},"cwd":"/w","user":"u","timeout_sec":3,"tag":"t","stdin":true}`)
 	c.expect(`{"type":"start","pid":7,"tag":"t"}`)
@@ -161,15 +193,10 @@ func TestStream(t *testing.T) {
 	c.send(`{"type":"stdin","data":"AP8=","encoding":"base64"}`)
 	c.send(`{"type":"stdin","data":""}`)
 	c.send(`{"type":"stdin_close"}`)
-	for _, want := range []string{"in", "\x00\xff", ""} {
-		if got := <-p.stdin; got != want {
-			t.Errorf("stdin got %q, want %q", got, want)
-		}
-	}
-	c.send(`{"type":"jump"}`)
-	c.expect(`{"type":"error","code":"invalid_request","data":"there is no message type \"jump\"; there are start, stdin, stdin_close and stop"}`)
+	p.expectInput(t, "in\x00\xff")
+	p.expectInput(t, "") // its end
 	c.send(`{"type":"start","cmd":"x"}`)
-	c.expect(`{"type":"error","code":"invalid_state","data":"the command runs already; open another WebSocket for another command"}`)
+	c.expect(`{"type":"error","code":"invalid_state","data":"a process is followed already; open another WebSocket for another one","fatal":false}`)
 	c.send(`{"type":"stop"}`)
 	wait(t, p.killed, "stop did not kill")
 
@@ -184,7 +211,7 @@ func TestStream(t *testing.T) {
 
 func TestStreamExitZeroIsSaid(t *testing.T) {
 	p := newSession()
-	s, _ := streams(t, p)
+	s, _ := streaming(t, p)
 	c := dial(t, s)
 	c.send(`{"type":"start","cmd":"true"}`)
 	c.expect(`{"type":"start","pid":7,"tag":"t"}`)
@@ -195,10 +222,10 @@ func TestStreamExitZeroIsSaid(t *testing.T) {
 
 func TestStreamErrors(t *testing.T) {
 	p := newSession()
-	s, _ := streams(t, p)
+	s, _ := streaming(t, p)
 	c := dial(t, s)
 	c.send(`{"type":"stop"}`)
-	c.expect(`{"type":"error","code":"invalid_request","data":"the first message must be a start and not \"stop\""}`)
+	c.expect(`{"type":"error","code":"invalid_request","data":"the first message must be a start and not \"stop\"","fatal":true}`)
 	c.expectClose(websocket.StatusPolicyViolation)
 
 	open := s.processes.open
@@ -207,16 +234,16 @@ func TestStreamErrors(t *testing.T) {
 	}
 	c = dial(t, s)
 	c.send(`{"type":"start","cmd":"c"}`)
-	c.expect(`{"type":"error","code":"invalid_request","data":"there is no command \"c\""}`)
-	c.expectClose(websocket.StatusNormalClosure)
+	c.expect(`{"type":"error","code":"invalid_request","data":"there is no command \"c\"","fatal":true}`)
+	c.expectClose(websocket.StatusPolicyViolation)
 
 	s.processes.open = open
 	c = dial(t, s)
 	c.send(`{"type":"start","cmd":"c"}`)
 	c.expect(`{"type":"start","pid":7,"tag":"t"}`)
 	close(p.events)
-	c.expect(`{"type":"error","code":"agent_error","data":"the sandbox went away"}`)
-	c.expectClose(websocket.StatusNormalClosure)
+	c.expect(`{"type":"error","code":"agent_error","data":"the sandbox went away","fatal":true}`)
+	c.expectClose(websocket.StatusInternalError)
 
 	// Before the upgrade errors are answers like any other.
 	if code, _ := s.do(t, "GET", "/v1/sandboxes/sb1/exec/stream", "").failure(t); code != "invalid_request" {
@@ -230,7 +257,7 @@ func TestStreamErrors(t *testing.T) {
 
 func TestClientGoneLeavesTheProcess(t *testing.T) {
 	p := newSession()
-	s, _ := streams(t, p)
+	s, _ := streaming(t, p)
 	c := dial(t, s)
 	c.send(`{"type":"start","cmd":"c","stdin":true}`)
 	c.expect(`{"type":"start","pid":7,"tag":"t"}`)
@@ -254,11 +281,11 @@ func TestClientGoneLeavesTheProcess(t *testing.T) {
 func TestStopReachesAProcessThatDoesNotRead(t *testing.T) {
 	p := newSession()
 	p.stuck = true
-	s, _ := streams(t, p)
+	s, _ := streaming(t, p)
 	c := dial(t, s)
 	c.send(`{"type":"start","cmd":"c","stdin":true}`)
 	c.expect(`{"type":"start","pid":7,"tag":"t"}`)
-	for range stdinQueue / 2 {
+	for range inputQueue / 2 {
 		c.send(`{"type":"stdin","data":"x"}`)
 	}
 	c.send(`{"type":"stop"}`)
@@ -277,8 +304,9 @@ func TestKeepAlive(t *testing.T) {
 		open:    func(sandbox.Command) (sandbox.Session, error) { return p, nil },
 	}
 	base := serve(t)
-	stream := execStream{processes: procs, log: slog.New(slog.DiscardHandler), pingInterval: 50 * time.Millisecond}
-	base.Config.Handler = failer{slog.New(slog.DiscardHandler)}.handler(stream.serve)
+	stream := newStreams(procs, slog.New(slog.DiscardHandler))
+	stream.pingInterval = 50 * time.Millisecond
+	base.Config.Handler = failer{slog.New(slog.DiscardHandler)}.handler(stream.exec)
 	c := dial(t, base)
 	c.send(`{"type":"start","cmd":"c"}`)
 	c.expect(`{"type":"start","pid":7,"tag":"t"}`)
@@ -287,7 +315,7 @@ func TestKeepAlive(t *testing.T) {
 
 func TestMessageTooLarge(t *testing.T) {
 	p := newSession()
-	s, _ := streams(t, p)
+	s, _ := streaming(t, p)
 	c := dial(t, s)
 	c.send(`{"type":"start","cmd":"c","stdin":true}`)
 	c.expect(`{"type":"start","pid":7,"tag":"t"}`)

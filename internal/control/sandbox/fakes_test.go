@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"slices"
@@ -150,8 +151,10 @@ type fakeHost struct {
 	max      Resources
 	onCreate func(ctx context.Context, spec Spec) error
 	onStart  func(cmd Command) (EventStream, error)
-	signals  chan Selector
-	inputs   chan string // "" for the end
+	// onConnect is onStart for a process that runs.
+	onConnect func(p Selector, replay bool) (EventStream, error)
+	signals   chan Selector
+	inputs    chan string // "" for the end
 }
 
 func (h *fakeHost) Describe(context.Context) (HostInfo, error) {
@@ -254,14 +257,28 @@ func (h fakeHostProcesses) Start(_ context.Context, _ string, cmd Command) (uint
 	return 7, events, err
 }
 
+func (h fakeHostProcesses) Connect(_ context.Context, _ string, p Selector, replay bool) (uint32, EventStream, error) {
+	events, err := h.onConnect(p, replay)
+	return 8, events, err
+}
+
 func (h fakeHostProcesses) List(_ context.Context, id string) ([]Process, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.running[id], nil
 }
 
-func (h fakeHostProcesses) SendInput(_ context.Context, _ string, _ Selector, data []byte) error {
-	h.inputs <- string(data)
+func (h fakeHostProcesses) SendInput(_ context.Context, _ string, _ Selector, in Input) error {
+	if in.Terminal {
+		h.inputs <- "terminal:" + string(in.Data)
+		return nil
+	}
+	h.inputs <- string(in.Data)
+	return nil
+}
+
+func (h fakeHostProcesses) Resize(_ context.Context, _ string, _ Selector, size TerminalSize) error {
+	h.inputs <- fmt.Sprintf("size:%dx%d", size.Cols, size.Rows)
 	return nil
 }
 

@@ -26,11 +26,15 @@ type HostProcesses interface {
 	// Start returns when the command has started. The process outlives the stream and
 	// ctx, which are only about its events.
 	Start(ctx context.Context, id string, cmd Command) (pid uint32, events EventStream, err error)
+	// Connect follows a process that was started before: from now on or, with replay,
+	// from the latest output that was kept of it.
+	Connect(ctx context.Context, id string, p Selector, replay bool) (pid uint32, events EventStream, err error)
 	List(ctx context.Context, id string) ([]Process, error)
-	// SendInput returns when the process's stdin has taken all of data.
-	SendInput(ctx context.Context, id string, p Selector, data []byte) error
+	// SendInput returns when the process's stdin or terminal has taken all of it.
+	SendInput(ctx context.Context, id string, p Selector, in Input) error
 	CloseStdin(ctx context.Context, id string, p Selector) error
 	Signal(ctx context.Context, id string, p Selector, sig Signal) error
+	Resize(ctx context.Context, id string, p Selector, size TerminalSize) error
 }
 
 // EventStream is what a process does after its start. It is not safe for concurrent use.
@@ -100,6 +104,18 @@ type Command struct {
 	Tag     string        // a name to find it by; may be empty
 	Timeout time.Duration // then it is killed; 0: never
 	Stdin   bool          // whether SendInput will write to it
+	// Terminal, unless nil, is the size of the terminal that it gets in place of the
+	// three streams.
+	Terminal *TerminalSize
+}
+
+// TerminalSize is the size of a terminal in characters.
+type TerminalSize struct{ Cols, Rows uint16 }
+
+// Input is what a process is to read, from its terminal or from its stdin.
+type Input struct {
+	Terminal bool
+	Data     []byte
 }
 
 // Process is a running command.
@@ -132,13 +148,14 @@ type EventKind int
 const (
 	Stdout EventKind = iota + 1
 	Stderr
+	Terminal // output of a process that has a terminal
 	Exited
 )
 
 // Event is something that a process did.
 type Event struct {
 	Kind EventKind
-	Data []byte // of Stdout and Stderr
+	Data []byte // of Stdout, Stderr and Terminal
 	Exit Exit   // of Exited
 }
 

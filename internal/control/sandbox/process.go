@@ -2,8 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"errors"
-	"io"
 	"log/slog"
 	"time"
 
@@ -18,8 +16,6 @@ const (
 	signalTime = 10 * time.Second
 	// stdinChunk is how much input goes to a process in one call, in bytes.
 	stdinChunk = 256 << 10
-	// tagLength is the number of characters of a tag that is made up.
-	tagLength = 12
 )
 
 // Processes is the commands in sandboxes. Get it from Service.Processes. It is safe for
@@ -57,7 +53,7 @@ func (p *Processes) Exec(ctx context.Context, id string, cmd Command, stdin []by
 		kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), signalTime)
 		defer cancel()
 		if err := s.Kill(kctx); err != nil && !fault.Is(err, fault.NotFound) {
-			p.log.WarnContext(kctx, "could not kill a command whose client has gone", "sandbox", id, "pid", s.PID(), "error", err)
+			p.log.WarnContext(kctx, "could not kill a command whose client has gone", "sandbox", id, "pid", s.Started().PID, "error", err)
 		}
 		_ = s.Close() // ends Next below; the process is dealt with
 	})
@@ -86,13 +82,13 @@ func (p *Processes) feed(ctx context.Context, s Session, stdin []byte) {
 	for len(stdin) > 0 {
 		n := min(len(stdin), stdinChunk)
 		if err := s.Write(ctx, stdin[:n]); err != nil {
-			p.log.DebugContext(ctx, "a command did not take its input", "pid", s.PID(), "error", err)
+			p.log.DebugContext(ctx, "a command did not take its input", "pid", s.Started().PID, "error", err)
 			break
 		}
 		stdin = stdin[n:]
 	}
 	if err := s.CloseStdin(ctx); err != nil {
-		p.log.DebugContext(ctx, "a command's input could not be closed", "pid", s.PID(), "error", err)
+		p.log.DebugContext(ctx, "a command's input could not be closed", "pid", s.Started().PID, "error", err)
 	}
 }
 
@@ -118,12 +114,6 @@ func collect(s Session) (Result, error) {
 	}
 }
 
-// Started is a command in the background.
-type Started struct {
-	PID uint32
-	Tag string
-}
-
 // Background starts a command and leaves it to itself.
 func (p *Processes) Background(ctx context.Context, id string, cmd Command) (Started, error) {
 	cmd.Stdin = false
@@ -131,7 +121,7 @@ func (p *Processes) Background(ctx context.Context, id string, cmd Command) (Sta
 	if err != nil {
 		return Started{}, err
 	}
-	return Started{PID: s.PID(), Tag: s.Tag()}, s.Close()
+	return s.Started(), s.Close()
 }
 
 // List returns the commands that run in a sandbox.
@@ -155,84 +145,4 @@ func (p *Processes) Signal(ctx context.Context, id string, sel Selector, sig Sig
 // CheckRunning returns the error of Open for a sandbox that is not running.
 func (p *Processes) CheckRunning(ctx context.Context, id string) error {
 	return p.core.requireRunning(ctx, id)
-}
-
-// Session is a command that somebody follows. Next belongs to one goroutine; the other
-// methods are safe for concurrent use.
-type Session interface {
-	PID() uint32
-	Tag() string
-	// Next blocks for the next event; the last one is Exited.
-	Next() (Event, error)
-	Write(ctx context.Context, stdin []byte) error
-	CloseStdin(ctx context.Context) error
-	Kill(ctx context.Context) error
-	// Close stops following, unblocks Next and leaves the command alone.
-	Close() error
-}
-
-// Open starts a command. Its session does not end with ctx, which is only about the
-// start: who opened it closes it.
-func (p *Processes) Open(ctx context.Context, id string, cmd Command) (Session, error) {
-	if cmd.Tag == "" {
-		cmd.Tag = "cmd-" + randomName(tagLength)
-	}
-	if err := cmd.validate(); err != nil {
-		return nil, err
-	}
-	done, err := p.core.use(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	// A start that is cut off might leave a process that nobody knows of; so it is not
-	// cut off, and who gave up meanwhile kills it by its pid.
-	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	pid, events, err := p.host.Start(sctx, id, cmd)
-	if err != nil {
-		cancel()
-		done()
-		return nil, err
-	}
-	return &session{id: id, pid: pid, tag: cmd.Tag, host: p.host, events: events, cancel: cancel, done: done}, nil
-}
-
-type session struct {
-	id     string
-	pid    uint32
-	tag    string
-	host   HostProcesses
-	events EventStream
-	cancel context.CancelFunc
-	done   func()
-}
-
-func (s *session) PID() uint32 { return s.pid }
-func (s *session) Tag() string { return s.tag }
-
-func (s *session) Next() (Event, error) {
-	ev, err := s.events.Next()
-	if errors.Is(err, io.EOF) {
-		return Event{}, fault.New(fault.AgentError, "the sandbox went away before the command had ended")
-	}
-	return ev, err
-}
-
-func (s *session) Write(ctx context.Context, stdin []byte) error {
-	return s.host.SendInput(ctx, s.id, Selector{PID: s.pid}, stdin)
-}
-
-func (s *session) CloseStdin(ctx context.Context) error {
-	return s.host.CloseStdin(ctx, s.id, Selector{PID: s.pid})
-}
-
-func (s *session) Kill(ctx context.Context) error {
-	return s.host.Signal(ctx, s.id, Selector{PID: s.pid}, SIGKILL)
-}
-
-// Close only cancels what Next waits for: an event stream's own Close is not safe beside
-// its Next, and a canceled stream holds nothing.
-func (s *session) Close() error {
-	s.cancel()
-	s.done()
-	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -48,6 +49,8 @@ type Service struct {
 
 	activity *activity
 	hostInfo hostInfoCache
+	// hostGoes is set when the host's going away is no news.
+	hostGoes atomic.Bool
 	// rearm wakes the clocks when a sandbox came that may end before what they wait for.
 	rearm chan struct{}
 
@@ -88,6 +91,10 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error { return s.activity.flushUntilDone(ctx, s.store, s.log) })
 	return g.Wait()
 }
+
+// ExpectHostGone says that the host is about to stop for good. Its news are followed to
+// their end, so that the end of each sandbox is still written down, and then no more.
+func (s *Service) ExpectHostGone() { s.hostGoes.Store(true) }
 
 // Ready reports whether the host can be reached.
 func (s *Service) Ready(ctx context.Context) error {

@@ -23,12 +23,16 @@ const (
 	reasonEnded   = "it ended by itself"
 )
 
-// watch keeps the store true to the host until ctx ends.
+// watch keeps the store true to the host until ctx ends, or the host for good.
 func (s *Service) watch(ctx context.Context) {
 	backoff := minWatchBackoff
 	for {
 		synced, err := s.watchOnce(ctx)
 		if ctx.Err() != nil {
+			return
+		}
+		if s.hostGoes.Load() {
+			s.log.DebugContext(ctx, "the host has ended its news", "error", err)
 			return
 		}
 		if synced {

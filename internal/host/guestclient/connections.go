@@ -11,15 +11,16 @@ import (
 // is gone sends no reset: without the cut, a request to it would wait for minutes until
 // TCP gives up. It is safe for concurrent use.
 type connections struct {
-	dialer net.Dialer
+	dialer  net.Dialer
+	address net.Addr
 
 	mu     sync.Mutex
 	closed bool
 	open   map[*connection]struct{}
 }
 
-func newConnections() *connections {
-	return &connections{dialer: net.Dialer{Timeout: dialTimeout}, open: map[*connection]struct{}{}}
+func newConnections(address net.Addr) *connections {
+	return &connections{dialer: net.Dialer{Timeout: dialTimeout}, address: address, open: map[*connection]struct{}{}}
 }
 
 // transport returns a transport with a pool of its own over these connections. buffer is
@@ -32,11 +33,14 @@ func (c *connections) transport(buffer int) *http.Transport {
 		DisableCompression:  true,
 		ReadBufferSize:      buffer,
 		WriteBufferSize:     buffer,
+
+		MaxResponseHeaderBytes: maxHeaders,
 	}
 }
 
-func (c *connections) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	raw, err := c.dialer.DialContext(ctx, network, address)
+// dial connects to the guest, whatever address a request names.
+func (c *connections) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	raw, err := c.dialer.DialContext(ctx, c.address.Network(), c.address.String())
 	if err != nil {
 		return nil, err
 	}

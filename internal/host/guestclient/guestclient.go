@@ -2,6 +2,9 @@
 // translates between the guest contracts (proto/guest and envd's HTTP endpoints) and
 // the small types of this package, and nothing else: it decides nothing and keeps no
 // state but its connections.
+//
+// A guest is hostile, envd's port included: root inside can put any program there. So
+// nothing that it answers leads the host to another address, and everything is bounded.
 package guestclient
 
 import (
@@ -38,36 +41,60 @@ const (
 	// transferBuffer is what file contents are copied through. With the transport's
 	// default of 4 KiB the guest's network stack reaches a fifth of its throughput.
 	transferBuffer = 1 << 20
+	// streamBuffer is what RPCs are read and written through. A command that prints much
+	// is bound by system calls with less, and every running command holds two of them.
+	streamBuffer   = 64 << 10
 	maxIdlePerHost = 16
+
+	// maxMessage bounds one message of the guest, in bytes. Its pieces of output are at
+	// most 256 KiB; the longest listing that it gives is a few MiB.
+	maxMessage = 16 << 20
+	// maxHeaders bounds the headers of an answer of the guest, in bytes.
+	maxHeaders = 64 << 10
 )
 
 // Client talks to the envd of one sandbox. It is safe for concurrent use. File contents
 // have connections of their own, so that a large transfer never stands before a command.
 type Client struct {
+	processes
+
 	base      string
 	token     string
 	conns     *connections
 	rpc       *http.Client
 	files     *http.Client
-	process   processconnect.ProcessClient
 	directory filesystemconnect.FilesystemClient
 }
 
 // New returns a client of the envd that listens at address and expects token on every
 // request. It opens no connection.
 func New(address net.Addr, token string) *Client {
-	conns := newConnections()
+	conns := newConnections(address)
 	c := &Client{
 		base:  "http://" + address.String(),
 		token: token,
 		conns: conns,
-		rpc:   &http.Client{Transport: conns.transport(0)},
-		files: &http.Client{Transport: conns.transport(transferBuffer)},
+		rpc:   newHTTPClient(conns.transport(streamBuffer)),
+		files: newHTTPClient(conns.transport(transferBuffer)),
 	}
-	opts := connect.WithClientOptions(connect.WithInterceptors(fault.Interceptor(), tokenInterceptor(token)))
-	c.process = processconnect.NewProcessClient(c.rpc, c.base, opts)
+	opts := connect.WithClientOptions(
+		connect.WithInterceptors(fault.Interceptor(), tokenInterceptor(token)),
+		connect.WithReadMaxBytes(maxMessage),
+		// Nothing that comes from a guest is unpacked: a small message may hide a large one.
+		connect.WithAcceptCompression("gzip", nil, nil),
+	)
+	c.processes.rpc = processconnect.NewProcessClient(c.rpc, c.base, opts)
 	c.directory = filesystemconnect.NewFilesystemClient(c.rpc, c.base, opts)
 	return c
+}
+
+// newHTTPClient returns a client that follows no redirect: a guest must not send the host,
+// which reaches what the guest may not, anywhere.
+func newHTTPClient(transport http.RoundTripper) *http.Client {
+	return &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 // Close ends every connection to the guest, in use or not: what waits for it fails at
@@ -179,7 +206,7 @@ func (c *Client) WriteFile(ctx context.Context, path, user string, body io.Reade
 	if err != nil {
 		return err
 	}
-	_, _ = io.Copy(io.Discard, resp.Body) // so that the connection can be used again
+	_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody) // so that the connection can be used again
 	return resp.Body.Close()
 }
 
@@ -199,7 +226,7 @@ func (c *Client) do(client *http.Client, req *http.Request) (*http.Response, err
 	if err != nil {
 		return nil, unreachable(req.Context(), err)
 	}
-	if resp.StatusCode < http.StatusBadRequest {
+	if resp.StatusCode >= http.StatusOK && resp.StatusCode < http.StatusMultipleChoices {
 		return resp, nil
 	}
 	defer resp.Body.Close()
@@ -209,6 +236,21 @@ func (c *Client) do(client *http.Client, req *http.Request) (*http.Response, err
 // maxErrorBody bounds what is read of an error's body, in bytes.
 const maxErrorBody = 64 << 10
 
+// guestCodes is what the statuses of envd mean to our callers.
+var guestCodes = map[int]fault.Code{
+	http.StatusBadRequest: fault.InvalidRequest,
+	// With a good token it is a user that does not exist: a mistake in the request, not
+	// a matter of the caller's rights.
+	http.StatusUnauthorized:          fault.InvalidRequest,
+	http.StatusForbidden:             fault.Forbidden,
+	http.StatusNotFound:              fault.NotFound,
+	http.StatusNotAcceptable:         fault.NotAcceptable,
+	http.StatusConflict:              fault.InvalidState,
+	http.StatusRequestEntityTooLarge: fault.PayloadTooLarge,
+	http.StatusTooManyRequests:       fault.RateLimited,
+	http.StatusInsufficientStorage:   fault.NoSpace,
+}
+
 // guestError reads envd's {"code","message"}, where code repeats the status.
 func guestError(resp *http.Response) error {
 	var body struct {
@@ -217,20 +259,9 @@ func guestError(resp *http.Response) error {
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxErrorBody)).Decode(&body); err != nil || body.Message == "" {
 		return fault.New(fault.AgentError, "the sandbox answered %q", resp.Status)
 	}
-	code := fault.AgentError
-	switch resp.StatusCode {
-	case http.StatusBadRequest, http.StatusUnauthorized:
-		// 401 with a good token means a user that does not exist: a mistake in the
-		// request, not a matter of the caller's rights.
-		code = fault.InvalidRequest
-	case http.StatusNotFound:
-		code = fault.NotFound
-	case http.StatusNotAcceptable:
-		code = fault.NotAcceptable
-	case http.StatusRequestEntityTooLarge:
-		code = fault.PayloadTooLarge
-	case http.StatusInsufficientStorage:
-		code = fault.NoSpace
+	code, known := guestCodes[resp.StatusCode]
+	if !known {
+		code = fault.AgentError
 	}
 	return fault.New(code, "%s", body.Message)
 }

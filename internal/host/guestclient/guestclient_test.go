@@ -35,7 +35,7 @@ func (c *Client) run(t *testing.T, cmd Command) (stdout, stderr string, end Ende
 	err = c.Start(t.Context(), cmd, func(e Event) error {
 		switch e := e.(type) {
 		case Output:
-			if e.Stderr {
+			if e.From == Stderr {
 				errOut.Write(e.Data)
 			} else {
 				out.Write(e.Data)

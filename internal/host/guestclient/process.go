@@ -14,7 +14,13 @@ import (
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/proto/guest/process"
+	"github.com/wrenn-sandbox/wrenn/proto/guest/process/processconnect"
 )
+
+// processes is the part of Client that is about processes.
+type processes struct {
+	rpc processconnect.ProcessClient
+}
 
 // Command is what to run in the guest.
 type Command struct {
@@ -31,6 +37,16 @@ type Command struct {
 	Timeout time.Duration
 	// Stdin is whether it gets a stdin that SendInput writes to.
 	Stdin bool
+	// Terminal, unless it is nil, is the size of the terminal that it gets in place of
+	// the three streams.
+	Terminal *TerminalSize
+}
+
+// TerminalSize is the size of a terminal in characters.
+type TerminalSize struct{ Cols, Rows uint32 }
+
+func (s TerminalSize) proto() *process.PTY {
+	return &process.PTY{Size: &process.PTY_Size{Cols: s.Cols, Rows: s.Rows}}
 }
 
 // Event is one of Started, Output and Ended.
@@ -39,11 +55,21 @@ type Event interface{ event() }
 // Started is the first event of every process.
 type Started struct{ PID uint32 }
 
-// Output is bytes that the process wrote.
+// Output is bytes that the process wrote. Data is the receiver's to keep.
 type Output struct {
-	Data   []byte
-	Stderr bool
+	From Source
+	Data []byte
 }
+
+// Source is where output comes from.
+type Source int
+
+// The sources of output.
+const (
+	Stdout Source = iota + 1
+	Stderr
+	Terminal
+)
 
 // Ended is the last event of every process.
 type Ended struct {
@@ -64,18 +90,24 @@ func (Ended) event()   {}
 // in the very moment in which the guest reports the end.
 const timeoutHeader = "Connect-Timeout-Ms"
 
+// replayHeader asks the guest for the latest output that it has kept of a process, before
+// what comes from now on.
+const replayHeader = "Wrenn-Replay"
+
 // Start runs a command and gives its events to sink, in order, until the process has
 // ended; it returns nil after Ended. When sink or ctx fails, the process goes on.
-func (c *Client) Start(ctx context.Context, cmd Command, sink func(Event) error) error {
-	msg := &process.StartRequest{
-		Process: &process.ProcessConfig{Cmd: cmd.Cmd, Args: cmd.Args, Envs: cmd.Env},
-		Stdin:   &cmd.Stdin,
-	}
+func (p *processes) Start(ctx context.Context, cmd Command, sink func(Event) error) error {
+	msg := &process.StartRequest{Process: &process.ProcessConfig{Cmd: cmd.Cmd, Args: cmd.Args, Envs: cmd.Env}}
 	if cmd.Cwd != "" {
 		msg.Process.Cwd = &cmd.Cwd
 	}
 	if cmd.Tag != "" {
 		msg.Tag = &cmd.Tag
+	}
+	if cmd.Terminal != nil {
+		msg.Pty = cmd.Terminal.proto()
+	} else {
+		msg.Stdin = &cmd.Stdin
 	}
 	req := asUser(connect.NewRequest(msg), cmd.User)
 	if cmd.Timeout > 0 {
@@ -84,12 +116,37 @@ func (c *Client) Start(ctx context.Context, cmd Command, sink func(Event) error)
 	// Closing the stream would read it to its end; ending its context drops it.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := c.process.Start(ctx, req)
+	stream, err := p.rpc.Start(ctx, req)
 	if err != nil {
 		return rpcError(ctx, err)
 	}
+	return follow(ctx, stream, sink)
+}
+
+// Connect gives the events of a process that was started before to sink, as Start does:
+// from now on or, with replay, from the latest output that the guest has kept. The end of
+// a process is known for a while after it.
+func (p *processes) Connect(ctx context.Context, sel Selector, replay bool, sink func(Event) error) error {
+	req := connect.NewRequest(&process.ConnectRequest{Process: sel.proto()})
+	if replay {
+		req.Header().Set(replayHeader, "true")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := p.rpc.Connect(ctx, req)
+	if err != nil {
+		return rpcError(ctx, err)
+	}
+	return follow(ctx, stream, sink)
+}
+
+// follow gives the events of a stream to sink until the process has ended.
+func follow[T any, M interface {
+	*T
+	GetEvent() *process.ProcessEvent
+}](ctx context.Context, stream *connect.ServerStreamForClient[T], sink func(Event) error) error {
 	for stream.Receive() {
-		event := fromProcessEvent(stream.Msg().GetEvent())
+		event := fromProcessEvent(M(stream.Msg()).GetEvent())
 		if event == nil {
 			continue
 		}
@@ -100,7 +157,7 @@ func (c *Client) Start(ctx context.Context, cmd Command, sink func(Event) error)
 			return nil
 		}
 	}
-	err = stream.Err()
+	err := stream.Err()
 	// Only the guest's own word counts: a broken connection may look like a time-out too.
 	if ce := new(connect.Error); errors.As(err, &ce) && connect.IsWireError(ce) && ce.Code() == connect.CodeDeadlineExceeded {
 		return sink(Ended{ExitCode: -1, Signal: unix.SignalName(unix.SIGKILL), TimedOut: true})
@@ -119,9 +176,11 @@ func fromProcessEvent(e *process.ProcessEvent) Event {
 	case *process.ProcessEvent_Data:
 		switch out := e.Data.GetOutput().(type) {
 		case *process.ProcessEvent_DataEvent_Stdout:
-			return Output{Data: out.Stdout}
+			return Output{From: Stdout, Data: out.Stdout}
 		case *process.ProcessEvent_DataEvent_Stderr:
-			return Output{Data: out.Stderr, Stderr: true}
+			return Output{From: Stderr, Data: out.Stderr}
+		case *process.ProcessEvent_DataEvent_Pty:
+			return Output{From: Terminal, Data: out.Pty}
 		}
 	case *process.ProcessEvent_End:
 		end := Ended{ExitCode: e.End.GetExitCode()}
@@ -161,14 +220,16 @@ type Process struct {
 }
 
 // Processes lists the running processes.
-func (c *Client) Processes(ctx context.Context) ([]Process, error) {
-	resp, err := c.process.List(ctx, connect.NewRequest(&process.ListRequest{}))
+func (p *processes) Processes(ctx context.Context) ([]Process, error) {
+	resp, err := p.rpc.List(ctx, connect.NewRequest(&process.ListRequest{}))
 	if err != nil {
 		return nil, rpcError(ctx, err)
 	}
 	list := make([]Process, 0, len(resp.Msg.GetProcesses()))
-	for _, p := range resp.Msg.GetProcesses() {
-		list = append(list, Process{PID: p.GetPid(), Tag: p.GetTag(), Cmd: p.GetConfig().GetCmd(), Args: p.GetConfig().GetArgs()})
+	for _, found := range resp.Msg.GetProcesses() {
+		list = append(list, Process{
+			PID: found.GetPid(), Tag: found.GetTag(), Cmd: found.GetConfig().GetCmd(), Args: found.GetConfig().GetArgs(),
+		})
 	}
 	return list, nil
 }
@@ -186,28 +247,40 @@ func (s Selector) proto() *process.ProcessSelector {
 	return &process.ProcessSelector{Selector: &process.ProcessSelector_Tag{Tag: s.Tag}}
 }
 
-// SendInput writes to a process's stdin.
-func (c *Client) SendInput(ctx context.Context, s Selector, data []byte) error {
-	_, err := c.process.SendInput(ctx, connect.NewRequest(&process.SendInputRequest{
-		Process: s.proto(),
-		Input:   &process.ProcessInput{Input: &process.ProcessInput_Stdin{Stdin: data}},
-	}))
+// SendInput writes to a process's stdin and returns when all of data is taken.
+func (p *processes) SendInput(ctx context.Context, s Selector, data []byte) error {
+	return p.sendInput(ctx, s, &process.ProcessInput{Input: &process.ProcessInput_Stdin{Stdin: data}})
+}
+
+// SendTerminalInput is SendInput for a process with a terminal.
+func (p *processes) SendTerminalInput(ctx context.Context, s Selector, data []byte) error {
+	return p.sendInput(ctx, s, &process.ProcessInput{Input: &process.ProcessInput_Pty{Pty: data}})
+}
+
+func (p *processes) sendInput(ctx context.Context, s Selector, in *process.ProcessInput) error {
+	_, err := p.rpc.SendInput(ctx, connect.NewRequest(&process.SendInputRequest{Process: s.proto(), Input: in}))
+	return rpcError(ctx, err)
+}
+
+// ResizeTerminal changes the size of a process's terminal, of which the process is told.
+func (p *processes) ResizeTerminal(ctx context.Context, s Selector, size TerminalSize) error {
+	_, err := p.rpc.Update(ctx, connect.NewRequest(&process.UpdateRequest{Process: s.proto(), Pty: size.proto()}))
 	return rpcError(ctx, err)
 }
 
 // CloseStdin ends a process's stdin.
-func (c *Client) CloseStdin(ctx context.Context, s Selector) error {
-	_, err := c.process.CloseStdin(ctx, connect.NewRequest(&process.CloseStdinRequest{Process: s.proto()}))
+func (p *processes) CloseStdin(ctx context.Context, s Selector) error {
+	_, err := p.rpc.CloseStdin(ctx, connect.NewRequest(&process.CloseStdinRequest{Process: s.proto()}))
 	return rpcError(ctx, err)
 }
 
 // Signal sends SIGTERM, or SIGKILL when kill is set, to a process and its group.
-func (c *Client) Signal(ctx context.Context, s Selector, kill bool) error {
+func (p *processes) Signal(ctx context.Context, s Selector, kill bool) error {
 	sig := process.Signal_SIGNAL_SIGTERM
 	if kill {
 		sig = process.Signal_SIGNAL_SIGKILL
 	}
-	_, err := c.process.SendSignal(ctx, connect.NewRequest(&process.SendSignalRequest{Process: s.proto(), Signal: sig}))
+	_, err := p.rpc.SendSignal(ctx, connect.NewRequest(&process.SendSignalRequest{Process: s.proto(), Signal: sig}))
 	if err != nil {
 		return fmt.Errorf("send signal: %w", rpcError(ctx, err))
 	}

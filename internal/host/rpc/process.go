@@ -11,35 +11,51 @@ import (
 	hostv1 "github.com/wrenn-sandbox/wrenn/proto/host/v1"
 )
 
-func (s *server) StartProcess(ctx context.Context, req *connect.Request[hostv1.StartProcessRequest], stream *connect.ServerStream[hostv1.StartProcessResponse]) error {
+func (s *server) StartProcess(ctx context.Context, req *connect.Request[hostv1.StartProcessRequest], stream *connect.ServerStream[hostv1.ProcessEvent]) error {
 	m := req.Msg
 	guest, err := s.Sandboxes.Guest(m.GetSandboxId())
 	if err != nil {
 		return err
 	}
-	return guest.Start(ctx, guestclient.Command{
+	cmd := guestclient.Command{
 		Cmd: m.GetCmd(), Args: m.GetArgs(), Env: m.GetEnvs(), Cwd: m.GetCwd(), User: m.GetUser(), Tag: m.GetTag(),
 		Timeout: time.Duration(m.GetTimeoutMs()) * time.Millisecond, Stdin: m.GetStdin(),
-	}, func(e guestclient.Event) error {
+	}
+	if m.GetTerminal() != nil {
+		size := fromTerminalSize(m.GetTerminal())
+		cmd.Terminal = &size
+	}
+	return guest.Start(ctx, cmd, func(e guestclient.Event) error { return stream.Send(toProcessEvent(e)) })
+}
+
+func (s *server) ConnectProcess(ctx context.Context, req *connect.Request[hostv1.ConnectProcessRequest], stream *connect.ServerStream[hostv1.ProcessEvent]) error {
+	guest, err := s.Sandboxes.Guest(req.Msg.GetSandboxId())
+	if err != nil {
+		return err
+	}
+	return guest.Connect(ctx, fromSelector(req.Msg.GetProcess()), req.Msg.GetReplay(), func(e guestclient.Event) error {
 		return stream.Send(toProcessEvent(e))
 	})
 }
 
-func toProcessEvent(e guestclient.Event) *hostv1.StartProcessResponse {
+func toProcessEvent(e guestclient.Event) *hostv1.ProcessEvent {
 	switch e := e.(type) {
 	case guestclient.Started:
-		return &hostv1.StartProcessResponse{Event: &hostv1.StartProcessResponse_Start_{Start: &hostv1.StartProcessResponse_Start{Pid: e.PID}}}
+		return &hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Start_{Start: &hostv1.ProcessEvent_Start{Pid: e.PID}}}
 	case guestclient.Output:
-		if e.Stderr {
-			return &hostv1.StartProcessResponse{Event: &hostv1.StartProcessResponse_Stderr{Stderr: e.Data}}
+		switch e.From {
+		case guestclient.Stderr:
+			return &hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Stderr{Stderr: e.Data}}
+		case guestclient.Terminal:
+			return &hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Terminal{Terminal: e.Data}}
 		}
-		return &hostv1.StartProcessResponse{Event: &hostv1.StartProcessResponse_Stdout{Stdout: e.Data}}
+		return &hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Stdout{Stdout: e.Data}}
 	case guestclient.Ended:
-		return &hostv1.StartProcessResponse{Event: &hostv1.StartProcessResponse_End_{End: &hostv1.StartProcessResponse_End{
+		return &hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_End_{End: &hostv1.ProcessEvent_End{
 			ExitCode: e.ExitCode, Signal: e.Signal, TimedOut: e.TimedOut,
 		}}}
 	}
-	return &hostv1.StartProcessResponse{}
+	return &hostv1.ProcessEvent{}
 }
 
 func (s *server) ListProcesses(ctx context.Context, req *connect.Request[hostv1.ListProcessesRequest]) (*connect.Response[hostv1.ListProcessesResponse], error) {
@@ -63,7 +79,16 @@ func (s *server) SendInput(ctx context.Context, req *connect.Request[hostv1.Send
 	if err != nil {
 		return nil, err
 	}
-	if err := guest.SendInput(ctx, fromSelector(req.Msg.GetProcess()), req.Msg.GetData()); err != nil {
+	process := fromSelector(req.Msg.GetProcess())
+	switch in := req.Msg.GetInput().(type) {
+	case *hostv1.SendInputRequest_Stdin:
+		err = guest.SendInput(ctx, process, in.Stdin)
+	case *hostv1.SendInputRequest_Terminal:
+		err = guest.SendTerminalInput(ctx, process, in.Terminal)
+	default:
+		err = fault.New(fault.InvalidRequest, "the input must be for stdin or for a terminal")
+	}
+	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&hostv1.SendInputResponse{}), nil
@@ -97,6 +122,22 @@ func (s *server) SignalProcess(ctx context.Context, req *connect.Request[hostv1.
 		return nil, err
 	}
 	return connect.NewResponse(&hostv1.SignalProcessResponse{}), nil
+}
+
+func (s *server) ResizeTerminal(ctx context.Context, req *connect.Request[hostv1.ResizeTerminalRequest]) (*connect.Response[hostv1.ResizeTerminalResponse], error) {
+	guest, err := s.Sandboxes.Guest(req.Msg.GetSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	err = guest.ResizeTerminal(ctx, fromSelector(req.Msg.GetProcess()), fromTerminalSize(req.Msg.GetSize()))
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&hostv1.ResizeTerminalResponse{}), nil
+}
+
+func fromTerminalSize(s *hostv1.TerminalSize) guestclient.TerminalSize {
+	return guestclient.TerminalSize{Cols: s.GetCols(), Rows: s.GetRows()}
 }
 
 func fromSelector(s *hostv1.ProcessSelector) guestclient.Selector {

@@ -154,24 +154,24 @@ func TestProcessesReachTheGuest(t *testing.T) {
 	}
 	selector := &hostv1.ProcessSelector{Selector: &hostv1.ProcessSelector_Tag{Tag: "t"}}
 	var out strings.Builder
-	var end *hostv1.StartProcessResponse_End
+	var end *hostv1.ProcessEvent_End
 	for stream.Receive() {
 		switch e := stream.Msg().GetEvent().(type) {
-		case *hostv1.StartProcessResponse_Start_:
+		case *hostv1.ProcessEvent_Start_:
 			list, err := client.ListProcesses(t.Context(), connect.NewRequest(&hostv1.ListProcessesRequest{SandboxId: "sba"}))
 			if err != nil || len(list.Msg.GetProcesses()) != 1 || list.Msg.GetProcesses()[0].GetPid() != e.Start.GetPid() {
 				t.Errorf("processes: %v, %v", list, err)
 			}
-			_, err = client.SendInput(t.Context(), connect.NewRequest(&hostv1.SendInputRequest{SandboxId: "sba", Process: selector, Data: []byte("in")}))
+			_, err = client.SendInput(t.Context(), connect.NewRequest(&hostv1.SendInputRequest{SandboxId: "sba", Process: selector, Input: &hostv1.SendInputRequest_Stdin{Stdin: []byte("in")}}))
 			if err != nil {
 				t.Error(err)
 			}
 			if _, err := client.CloseStdin(t.Context(), connect.NewRequest(&hostv1.CloseStdinRequest{SandboxId: "sba", Process: selector})); err != nil {
 				t.Error(err)
 			}
-		case *hostv1.StartProcessResponse_Stdout:
+		case *hostv1.ProcessEvent_Stdout:
 			out.Write(e.Stdout)
-		case *hostv1.StartProcessResponse_End_:
+		case *hostv1.ProcessEvent_End_:
 			end = e.End
 		}
 	}

@@ -913,7 +913,9 @@ type StartProcessRequest struct {
 	TimeoutMs uint64 `protobuf:"varint,8,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
 	// Whether the process gets a stdin that SendInput writes to; otherwise it reads
 	// /dev/null.
-	Stdin         bool `protobuf:"varint,9,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Stdin bool `protobuf:"varint,9,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	// Whether the process gets a terminal, of this size, in place of the three streams.
+	Terminal      *TerminalSize `protobuf:"bytes,10,opt,name=terminal,proto3" json:"terminal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1011,33 +1013,36 @@ func (x *StartProcessRequest) GetStdin() bool {
 	return false
 }
 
-type StartProcessResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Types that are valid to be assigned to Event:
-	//
-	//	*StartProcessResponse_Start_
-	//	*StartProcessResponse_Stdout
-	//	*StartProcessResponse_Stderr
-	//	*StartProcessResponse_End_
-	Event         isStartProcessResponse_Event `protobuf_oneof:"event"`
+func (x *StartProcessRequest) GetTerminal() *TerminalSize {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
+}
+
+// In characters.
+type TerminalSize struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cols          uint32                 `protobuf:"varint,1,opt,name=cols,proto3" json:"cols,omitempty"`
+	Rows          uint32                 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *StartProcessResponse) Reset() {
-	*x = StartProcessResponse{}
+func (x *TerminalSize) Reset() {
+	*x = TerminalSize{}
 	mi := &file_host_v1_host_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *StartProcessResponse) String() string {
+func (x *TerminalSize) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*StartProcessResponse) ProtoMessage() {}
+func (*TerminalSize) ProtoMessage() {}
 
-func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
+func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 	mi := &file_host_v1_host_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1049,81 +1054,216 @@ func (x *StartProcessResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use StartProcessResponse.ProtoReflect.Descriptor instead.
-func (*StartProcessResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
+func (*TerminalSize) Descriptor() ([]byte, []int) {
 	return file_host_v1_host_proto_rawDescGZIP(), []int{13}
 }
 
-func (x *StartProcessResponse) GetEvent() isStartProcessResponse_Event {
+func (x *TerminalSize) GetCols() uint32 {
+	if x != nil {
+		return x.Cols
+	}
+	return 0
+}
+
+func (x *TerminalSize) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+type ConnectProcessRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Process   *ProcessSelector       `protobuf:"bytes,2,opt,name=process,proto3" json:"process,omitempty"`
+	// Whether the latest output that the guest has kept comes first.
+	Replay        bool `protobuf:"varint,3,opt,name=replay,proto3" json:"replay,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectProcessRequest) Reset() {
+	*x = ConnectProcessRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectProcessRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectProcessRequest) ProtoMessage() {}
+
+func (x *ConnectProcessRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectProcessRequest.ProtoReflect.Descriptor instead.
+func (*ConnectProcessRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ConnectProcessRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *ConnectProcessRequest) GetProcess() *ProcessSelector {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *ConnectProcessRequest) GetReplay() bool {
+	if x != nil {
+		return x.Replay
+	}
+	return false
+}
+
+type ProcessEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*ProcessEvent_Start_
+	//	*ProcessEvent_Stdout
+	//	*ProcessEvent_Stderr
+	//	*ProcessEvent_End_
+	//	*ProcessEvent_Terminal
+	Event         isProcessEvent_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProcessEvent) Reset() {
+	*x = ProcessEvent{}
+	mi := &file_host_v1_host_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessEvent) ProtoMessage() {}
+
+func (x *ProcessEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessEvent.ProtoReflect.Descriptor instead.
+func (*ProcessEvent) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ProcessEvent) GetEvent() isProcessEvent_Event {
 	if x != nil {
 		return x.Event
 	}
 	return nil
 }
 
-func (x *StartProcessResponse) GetStart() *StartProcessResponse_Start {
+func (x *ProcessEvent) GetStart() *ProcessEvent_Start {
 	if x != nil {
-		if x, ok := x.Event.(*StartProcessResponse_Start_); ok {
+		if x, ok := x.Event.(*ProcessEvent_Start_); ok {
 			return x.Start
 		}
 	}
 	return nil
 }
 
-func (x *StartProcessResponse) GetStdout() []byte {
+func (x *ProcessEvent) GetStdout() []byte {
 	if x != nil {
-		if x, ok := x.Event.(*StartProcessResponse_Stdout); ok {
+		if x, ok := x.Event.(*ProcessEvent_Stdout); ok {
 			return x.Stdout
 		}
 	}
 	return nil
 }
 
-func (x *StartProcessResponse) GetStderr() []byte {
+func (x *ProcessEvent) GetStderr() []byte {
 	if x != nil {
-		if x, ok := x.Event.(*StartProcessResponse_Stderr); ok {
+		if x, ok := x.Event.(*ProcessEvent_Stderr); ok {
 			return x.Stderr
 		}
 	}
 	return nil
 }
 
-func (x *StartProcessResponse) GetEnd() *StartProcessResponse_End {
+func (x *ProcessEvent) GetEnd() *ProcessEvent_End {
 	if x != nil {
-		if x, ok := x.Event.(*StartProcessResponse_End_); ok {
+		if x, ok := x.Event.(*ProcessEvent_End_); ok {
 			return x.End
 		}
 	}
 	return nil
 }
 
-type isStartProcessResponse_Event interface {
-	isStartProcessResponse_Event()
+func (x *ProcessEvent) GetTerminal() []byte {
+	if x != nil {
+		if x, ok := x.Event.(*ProcessEvent_Terminal); ok {
+			return x.Terminal
+		}
+	}
+	return nil
 }
 
-type StartProcessResponse_Start_ struct {
-	Start *StartProcessResponse_Start `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+type isProcessEvent_Event interface {
+	isProcessEvent_Event()
 }
 
-type StartProcessResponse_Stdout struct {
+type ProcessEvent_Start_ struct {
+	Start *ProcessEvent_Start `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type ProcessEvent_Stdout struct {
 	Stdout []byte `protobuf:"bytes,2,opt,name=stdout,proto3,oneof"`
 }
 
-type StartProcessResponse_Stderr struct {
+type ProcessEvent_Stderr struct {
 	Stderr []byte `protobuf:"bytes,3,opt,name=stderr,proto3,oneof"`
 }
 
-type StartProcessResponse_End_ struct {
-	End *StartProcessResponse_End `protobuf:"bytes,4,opt,name=end,proto3,oneof"`
+type ProcessEvent_End_ struct {
+	End *ProcessEvent_End `protobuf:"bytes,4,opt,name=end,proto3,oneof"`
 }
 
-func (*StartProcessResponse_Start_) isStartProcessResponse_Event() {}
+type ProcessEvent_Terminal struct {
+	// Output of a terminal.
+	Terminal []byte `protobuf:"bytes,5,opt,name=terminal,proto3,oneof"`
+}
 
-func (*StartProcessResponse_Stdout) isStartProcessResponse_Event() {}
+func (*ProcessEvent_Start_) isProcessEvent_Event() {}
 
-func (*StartProcessResponse_Stderr) isStartProcessResponse_Event() {}
+func (*ProcessEvent_Stdout) isProcessEvent_Event() {}
 
-func (*StartProcessResponse_End_) isStartProcessResponse_Event() {}
+func (*ProcessEvent_Stderr) isProcessEvent_Event() {}
+
+func (*ProcessEvent_End_) isProcessEvent_Event() {}
+
+func (*ProcessEvent_Terminal) isProcessEvent_Event() {}
 
 // A process is named by its pid in the sandbox or by its tag.
 type ProcessSelector struct {
@@ -1139,7 +1279,7 @@ type ProcessSelector struct {
 
 func (x *ProcessSelector) Reset() {
 	*x = ProcessSelector{}
-	mi := &file_host_v1_host_proto_msgTypes[14]
+	mi := &file_host_v1_host_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +1291,7 @@ func (x *ProcessSelector) String() string {
 func (*ProcessSelector) ProtoMessage() {}
 
 func (x *ProcessSelector) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[14]
+	mi := &file_host_v1_host_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1304,7 @@ func (x *ProcessSelector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessSelector.ProtoReflect.Descriptor instead.
 func (*ProcessSelector) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{14}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ProcessSelector) GetSelector() isProcessSelector_Selector {
@@ -1220,7 +1360,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_host_v1_host_proto_msgTypes[15]
+	mi := &file_host_v1_host_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1372,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[15]
+	mi := &file_host_v1_host_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1385,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{15}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1285,7 +1425,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[16]
+	mi := &file_host_v1_host_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1297,7 +1437,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[16]
+	mi := &file_host_v1_host_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1310,7 +1450,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{16}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListProcessesRequest) GetSandboxId() string {
@@ -1329,7 +1469,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[17]
+	mi := &file_host_v1_host_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1481,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[17]
+	mi := &file_host_v1_host_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1494,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{17}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -1365,17 +1505,21 @@ func (x *ListProcessesResponse) GetProcesses() []*Process {
 }
 
 type SendInputRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Process       *ProcessSelector       `protobuf:"bytes,2,opt,name=process,proto3" json:"process,omitempty"`
-	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Process   *ProcessSelector       `protobuf:"bytes,2,opt,name=process,proto3" json:"process,omitempty"`
+	// Types that are valid to be assigned to Input:
+	//
+	//	*SendInputRequest_Stdin
+	//	*SendInputRequest_Terminal
+	Input         isSendInputRequest_Input `protobuf_oneof:"input"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SendInputRequest) Reset() {
 	*x = SendInputRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[18]
+	mi := &file_host_v1_host_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1531,7 @@ func (x *SendInputRequest) String() string {
 func (*SendInputRequest) ProtoMessage() {}
 
 func (x *SendInputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[18]
+	mi := &file_host_v1_host_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1544,7 @@ func (x *SendInputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendInputRequest.ProtoReflect.Descriptor instead.
 func (*SendInputRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{18}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SendInputRequest) GetSandboxId() string {
@@ -1417,12 +1561,46 @@ func (x *SendInputRequest) GetProcess() *ProcessSelector {
 	return nil
 }
 
-func (x *SendInputRequest) GetData() []byte {
+func (x *SendInputRequest) GetInput() isSendInputRequest_Input {
 	if x != nil {
-		return x.Data
+		return x.Input
 	}
 	return nil
 }
+
+func (x *SendInputRequest) GetStdin() []byte {
+	if x != nil {
+		if x, ok := x.Input.(*SendInputRequest_Stdin); ok {
+			return x.Stdin
+		}
+	}
+	return nil
+}
+
+func (x *SendInputRequest) GetTerminal() []byte {
+	if x != nil {
+		if x, ok := x.Input.(*SendInputRequest_Terminal); ok {
+			return x.Terminal
+		}
+	}
+	return nil
+}
+
+type isSendInputRequest_Input interface {
+	isSendInputRequest_Input()
+}
+
+type SendInputRequest_Stdin struct {
+	Stdin []byte `protobuf:"bytes,3,opt,name=stdin,proto3,oneof"`
+}
+
+type SendInputRequest_Terminal struct {
+	Terminal []byte `protobuf:"bytes,4,opt,name=terminal,proto3,oneof"`
+}
+
+func (*SendInputRequest_Stdin) isSendInputRequest_Input() {}
+
+func (*SendInputRequest_Terminal) isSendInputRequest_Input() {}
 
 type SendInputResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1432,7 +1610,7 @@ type SendInputResponse struct {
 
 func (x *SendInputResponse) Reset() {
 	*x = SendInputResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[19]
+	mi := &file_host_v1_host_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1622,7 @@ func (x *SendInputResponse) String() string {
 func (*SendInputResponse) ProtoMessage() {}
 
 func (x *SendInputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[19]
+	mi := &file_host_v1_host_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1635,103 @@ func (x *SendInputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendInputResponse.ProtoReflect.Descriptor instead.
 func (*SendInputResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{19}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{21}
+}
+
+type ResizeTerminalRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Process       *ProcessSelector       `protobuf:"bytes,2,opt,name=process,proto3" json:"process,omitempty"`
+	Size          *TerminalSize          `protobuf:"bytes,3,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeTerminalRequest) Reset() {
+	*x = ResizeTerminalRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeTerminalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeTerminalRequest) ProtoMessage() {}
+
+func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
+func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ResizeTerminalRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *ResizeTerminalRequest) GetProcess() *ProcessSelector {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *ResizeTerminalRequest) GetSize() *TerminalSize {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+type ResizeTerminalResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeTerminalResponse) Reset() {
+	*x = ResizeTerminalResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeTerminalResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeTerminalResponse) ProtoMessage() {}
+
+func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeTerminalResponse.ProtoReflect.Descriptor instead.
+func (*ResizeTerminalResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{23}
 }
 
 type CloseStdinRequest struct {
@@ -1470,7 +1744,7 @@ type CloseStdinRequest struct {
 
 func (x *CloseStdinRequest) Reset() {
 	*x = CloseStdinRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[20]
+	mi := &file_host_v1_host_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1756,7 @@ func (x *CloseStdinRequest) String() string {
 func (*CloseStdinRequest) ProtoMessage() {}
 
 func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[20]
+	mi := &file_host_v1_host_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1769,7 @@ func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinRequest.ProtoReflect.Descriptor instead.
 func (*CloseStdinRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{20}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CloseStdinRequest) GetSandboxId() string {
@@ -1520,7 +1794,7 @@ type CloseStdinResponse struct {
 
 func (x *CloseStdinResponse) Reset() {
 	*x = CloseStdinResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[21]
+	mi := &file_host_v1_host_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +1806,7 @@ func (x *CloseStdinResponse) String() string {
 func (*CloseStdinResponse) ProtoMessage() {}
 
 func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[21]
+	mi := &file_host_v1_host_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1819,7 @@ func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinResponse.ProtoReflect.Descriptor instead.
 func (*CloseStdinResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{21}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{25}
 }
 
 type SignalProcessRequest struct {
@@ -1559,7 +1833,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[22]
+	mi := &file_host_v1_host_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1845,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[22]
+	mi := &file_host_v1_host_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1858,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{22}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SignalProcessRequest) GetSandboxId() string {
@@ -1616,7 +1890,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[23]
+	mi := &file_host_v1_host_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +1902,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[23]
+	mi := &file_host_v1_host_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1641,7 +1915,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{23}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{27}
 }
 
 type FileEntry struct {
@@ -1665,7 +1939,7 @@ type FileEntry struct {
 
 func (x *FileEntry) Reset() {
 	*x = FileEntry{}
-	mi := &file_host_v1_host_proto_msgTypes[24]
+	mi := &file_host_v1_host_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +1951,7 @@ func (x *FileEntry) String() string {
 func (*FileEntry) ProtoMessage() {}
 
 func (x *FileEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[24]
+	mi := &file_host_v1_host_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +1964,7 @@ func (x *FileEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEntry.ProtoReflect.Descriptor instead.
 func (*FileEntry) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{24}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *FileEntry) GetName() string {
@@ -1776,7 +2050,7 @@ type StatFileRequest struct {
 
 func (x *StatFileRequest) Reset() {
 	*x = StatFileRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[25]
+	mi := &file_host_v1_host_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +2062,7 @@ func (x *StatFileRequest) String() string {
 func (*StatFileRequest) ProtoMessage() {}
 
 func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[25]
+	mi := &file_host_v1_host_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +2075,7 @@ func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileRequest.ProtoReflect.Descriptor instead.
 func (*StatFileRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{25}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StatFileRequest) GetSandboxId() string {
@@ -1834,7 +2108,7 @@ type StatFileResponse struct {
 
 func (x *StatFileResponse) Reset() {
 	*x = StatFileResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[26]
+	mi := &file_host_v1_host_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +2120,7 @@ func (x *StatFileResponse) String() string {
 func (*StatFileResponse) ProtoMessage() {}
 
 func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[26]
+	mi := &file_host_v1_host_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +2133,7 @@ func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileResponse.ProtoReflect.Descriptor instead.
 func (*StatFileResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{26}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StatFileResponse) GetEntry() *FileEntry {
@@ -1882,7 +2156,7 @@ type ListDirectoryRequest struct {
 
 func (x *ListDirectoryRequest) Reset() {
 	*x = ListDirectoryRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[27]
+	mi := &file_host_v1_host_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +2168,7 @@ func (x *ListDirectoryRequest) String() string {
 func (*ListDirectoryRequest) ProtoMessage() {}
 
 func (x *ListDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[27]
+	mi := &file_host_v1_host_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +2181,7 @@ func (x *ListDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*ListDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{27}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListDirectoryRequest) GetSandboxId() string {
@@ -1947,7 +2221,7 @@ type ListDirectoryResponse struct {
 
 func (x *ListDirectoryResponse) Reset() {
 	*x = ListDirectoryResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[28]
+	mi := &file_host_v1_host_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1959,7 +2233,7 @@ func (x *ListDirectoryResponse) String() string {
 func (*ListDirectoryResponse) ProtoMessage() {}
 
 func (x *ListDirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[28]
+	mi := &file_host_v1_host_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1972,7 +2246,7 @@ func (x *ListDirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDirectoryResponse.ProtoReflect.Descriptor instead.
 func (*ListDirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{28}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListDirectoryResponse) GetEntries() []*FileEntry {
@@ -1993,7 +2267,7 @@ type MakeDirectoryRequest struct {
 
 func (x *MakeDirectoryRequest) Reset() {
 	*x = MakeDirectoryRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[29]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2279,7 @@ func (x *MakeDirectoryRequest) String() string {
 func (*MakeDirectoryRequest) ProtoMessage() {}
 
 func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[29]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2292,7 @@ func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*MakeDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{29}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MakeDirectoryRequest) GetSandboxId() string {
@@ -2051,7 +2325,7 @@ type MakeDirectoryResponse struct {
 
 func (x *MakeDirectoryResponse) Reset() {
 	*x = MakeDirectoryResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[30]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2337,7 @@ func (x *MakeDirectoryResponse) String() string {
 func (*MakeDirectoryResponse) ProtoMessage() {}
 
 func (x *MakeDirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[30]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2350,7 @@ func (x *MakeDirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeDirectoryResponse.ProtoReflect.Descriptor instead.
 func (*MakeDirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{30}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *MakeDirectoryResponse) GetEntry() *FileEntry {
@@ -2098,7 +2372,7 @@ type MoveFileRequest struct {
 
 func (x *MoveFileRequest) Reset() {
 	*x = MoveFileRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[31]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2384,7 @@ func (x *MoveFileRequest) String() string {
 func (*MoveFileRequest) ProtoMessage() {}
 
 func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[31]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2397,7 @@ func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveFileRequest.ProtoReflect.Descriptor instead.
 func (*MoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{31}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *MoveFileRequest) GetSandboxId() string {
@@ -2163,7 +2437,7 @@ type MoveFileResponse struct {
 
 func (x *MoveFileResponse) Reset() {
 	*x = MoveFileResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[32]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2175,7 +2449,7 @@ func (x *MoveFileResponse) String() string {
 func (*MoveFileResponse) ProtoMessage() {}
 
 func (x *MoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[32]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2188,7 +2462,7 @@ func (x *MoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveFileResponse.ProtoReflect.Descriptor instead.
 func (*MoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{32}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *MoveFileResponse) GetEntry() *FileEntry {
@@ -2209,7 +2483,7 @@ type RemoveFileRequest struct {
 
 func (x *RemoveFileRequest) Reset() {
 	*x = RemoveFileRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[33]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2221,7 +2495,7 @@ func (x *RemoveFileRequest) String() string {
 func (*RemoveFileRequest) ProtoMessage() {}
 
 func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[33]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2234,7 +2508,7 @@ func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileRequest.ProtoReflect.Descriptor instead.
 func (*RemoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{33}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RemoveFileRequest) GetSandboxId() string {
@@ -2266,7 +2540,7 @@ type RemoveFileResponse struct {
 
 func (x *RemoveFileResponse) Reset() {
 	*x = RemoveFileResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[34]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2552,7 @@ func (x *RemoveFileResponse) String() string {
 func (*RemoveFileResponse) ProtoMessage() {}
 
 func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[34]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2565,7 @@ func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileResponse.ProtoReflect.Descriptor instead.
 func (*RemoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{34}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
 }
 
 type WatchSandboxesResponse_Synced struct {
@@ -2302,7 +2576,7 @@ type WatchSandboxesResponse_Synced struct {
 
 func (x *WatchSandboxesResponse_Synced) Reset() {
 	*x = WatchSandboxesResponse_Synced{}
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2588,7 @@ func (x *WatchSandboxesResponse_Synced) String() string {
 func (*WatchSandboxesResponse_Synced) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse_Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,28 +2604,28 @@ func (*WatchSandboxesResponse_Synced) Descriptor() ([]byte, []int) {
 	return file_host_v1_host_proto_rawDescGZIP(), []int{11, 0}
 }
 
-type StartProcessResponse_Start struct {
+type ProcessEvent_Start struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *StartProcessResponse_Start) Reset() {
-	*x = StartProcessResponse_Start{}
-	mi := &file_host_v1_host_proto_msgTypes[38]
+func (x *ProcessEvent_Start) Reset() {
+	*x = ProcessEvent_Start{}
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *StartProcessResponse_Start) String() string {
+func (x *ProcessEvent_Start) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*StartProcessResponse_Start) ProtoMessage() {}
+func (*ProcessEvent_Start) ProtoMessage() {}
 
-func (x *StartProcessResponse_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[38]
+func (x *ProcessEvent_Start) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,19 +2636,19 @@ func (x *StartProcessResponse_Start) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use StartProcessResponse_Start.ProtoReflect.Descriptor instead.
-func (*StartProcessResponse_Start) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{13, 0}
+// Deprecated: Use ProcessEvent_Start.ProtoReflect.Descriptor instead.
+func (*ProcessEvent_Start) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{15, 0}
 }
 
-func (x *StartProcessResponse_Start) GetPid() uint32 {
+func (x *ProcessEvent_Start) GetPid() uint32 {
 	if x != nil {
 		return x.Pid
 	}
 	return 0
 }
 
-type StartProcessResponse_End struct {
+type ProcessEvent_End struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The status the process exited with; -1 when a signal ended it.
 	ExitCode int32 `protobuf:"varint,1,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
@@ -2386,21 +2660,21 @@ type StartProcessResponse_End struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *StartProcessResponse_End) Reset() {
-	*x = StartProcessResponse_End{}
-	mi := &file_host_v1_host_proto_msgTypes[39]
+func (x *ProcessEvent_End) Reset() {
+	*x = ProcessEvent_End{}
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *StartProcessResponse_End) String() string {
+func (x *ProcessEvent_End) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*StartProcessResponse_End) ProtoMessage() {}
+func (*ProcessEvent_End) ProtoMessage() {}
 
-func (x *StartProcessResponse_End) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[39]
+func (x *ProcessEvent_End) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,26 +2685,26 @@ func (x *StartProcessResponse_End) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use StartProcessResponse_End.ProtoReflect.Descriptor instead.
-func (*StartProcessResponse_End) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{13, 1}
+// Deprecated: Use ProcessEvent_End.ProtoReflect.Descriptor instead.
+func (*ProcessEvent_End) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{15, 1}
 }
 
-func (x *StartProcessResponse_End) GetExitCode() int32 {
+func (x *ProcessEvent_End) GetExitCode() int32 {
 	if x != nil {
 		return x.ExitCode
 	}
 	return 0
 }
 
-func (x *StartProcessResponse_End) GetSignal() string {
+func (x *ProcessEvent_End) GetSignal() string {
 	if x != nil {
 		return x.Signal
 	}
 	return ""
 }
 
-func (x *StartProcessResponse_End) GetTimedOut() bool {
+func (x *ProcessEvent_End) GetTimedOut() bool {
 	if x != nil {
 		return x.TimedOut
 	}
@@ -2491,7 +2765,7 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\asandbox\x18\x01 \x01(\v2\x16.wrenn.host.v1.SandboxH\x00R\asandbox\x12F\n" +
 	"\x06synced\x18\x02 \x01(\v2,.wrenn.host.v1.WatchSandboxesResponse.SyncedH\x00R\x06synced\x1a\b\n" +
 	"\x06SyncedB\a\n" +
-	"\x05event\"\xc2\x02\n" +
+	"\x05event\"\xfb\x02\n" +
 	"\x13StartProcessRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n" +
@@ -2503,15 +2777,26 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x03tag\x18\a \x01(\tR\x03tag\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\b \x01(\x04R\ttimeoutMs\x12\x14\n" +
-	"\x05stdin\x18\t \x01(\bR\x05stdin\x1a7\n" +
+	"\x05stdin\x18\t \x01(\bR\x05stdin\x127\n" +
+	"\bterminal\x18\n" +
+	" \x01(\v2\x1b.wrenn.host.v1.TerminalSizeR\bterminal\x1a7\n" +
 	"\tEnvsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc7\x02\n" +
-	"\x14StartProcessResponse\x12A\n" +
-	"\x05start\x18\x01 \x01(\v2).wrenn.host.v1.StartProcessResponse.StartH\x00R\x05start\x12\x18\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"6\n" +
+	"\fTerminalSize\x12\x12\n" +
+	"\x04cols\x18\x01 \x01(\rR\x04cols\x12\x12\n" +
+	"\x04rows\x18\x02 \x01(\rR\x04rows\"\x88\x01\n" +
+	"\x15ConnectProcessRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x128\n" +
+	"\aprocess\x18\x02 \x01(\v2\x1e.wrenn.host.v1.ProcessSelectorR\aprocess\x12\x16\n" +
+	"\x06replay\x18\x03 \x01(\bR\x06replay\"\xcd\x02\n" +
+	"\fProcessEvent\x129\n" +
+	"\x05start\x18\x01 \x01(\v2!.wrenn.host.v1.ProcessEvent.StartH\x00R\x05start\x12\x18\n" +
 	"\x06stdout\x18\x02 \x01(\fH\x00R\x06stdout\x12\x18\n" +
-	"\x06stderr\x18\x03 \x01(\fH\x00R\x06stderr\x12;\n" +
-	"\x03end\x18\x04 \x01(\v2'.wrenn.host.v1.StartProcessResponse.EndH\x00R\x03end\x1a\x19\n" +
+	"\x06stderr\x18\x03 \x01(\fH\x00R\x06stderr\x123\n" +
+	"\x03end\x18\x04 \x01(\v2\x1f.wrenn.host.v1.ProcessEvent.EndH\x00R\x03end\x12\x1c\n" +
+	"\bterminal\x18\x05 \x01(\fH\x00R\bterminal\x1a\x19\n" +
 	"\x05Start\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x1aW\n" +
 	"\x03End\x12\x1b\n" +
@@ -2533,13 +2818,21 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"M\n" +
 	"\x15ListProcessesResponse\x124\n" +
-	"\tprocesses\x18\x01 \x03(\v2\x16.wrenn.host.v1.ProcessR\tprocesses\"\x7f\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x16.wrenn.host.v1.ProcessR\tprocesses\"\xaa\x01\n" +
 	"\x10SendInputRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x128\n" +
-	"\aprocess\x18\x02 \x01(\v2\x1e.wrenn.host.v1.ProcessSelectorR\aprocess\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\fR\x04data\"\x13\n" +
-	"\x11SendInputResponse\"l\n" +
+	"\aprocess\x18\x02 \x01(\v2\x1e.wrenn.host.v1.ProcessSelectorR\aprocess\x12\x16\n" +
+	"\x05stdin\x18\x03 \x01(\fH\x00R\x05stdin\x12\x1c\n" +
+	"\bterminal\x18\x04 \x01(\fH\x00R\bterminalB\a\n" +
+	"\x05input\"\x13\n" +
+	"\x11SendInputResponse\"\xa1\x01\n" +
+	"\x15ResizeTerminalRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x128\n" +
+	"\aprocess\x18\x02 \x01(\v2\x1e.wrenn.host.v1.ProcessSelectorR\aprocess\x12/\n" +
+	"\x04size\x18\x03 \x01(\v2\x1b.wrenn.host.v1.TerminalSizeR\x04size\"\x18\n" +
+	"\x16ResizeTerminalResponse\"l\n" +
 	"\x11CloseStdinRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x128\n" +
@@ -2615,21 +2908,22 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x15FILE_TYPE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eFILE_TYPE_FILE\x10\x01\x12\x17\n" +
 	"\x13FILE_TYPE_DIRECTORY\x10\x02\x12\x15\n" +
-	"\x11FILE_TYPE_SYMLINK\x10\x032\xa1\n" +
-	"\n" +
+	"\x11FILE_TYPE_SYMLINK\x10\x032\xcf\v\n" +
 	"\vHostService\x12H\n" +
 	"\aGetHost\x12\x1d.wrenn.host.v1.GetHostRequest\x1a\x1e.wrenn.host.v1.GetHostResponse\x12Z\n" +
 	"\rCreateSandbox\x12#.wrenn.host.v1.CreateSandboxRequest\x1a$.wrenn.host.v1.CreateSandboxResponse\x12Q\n" +
 	"\n" +
 	"GetSandbox\x12 .wrenn.host.v1.GetSandboxRequest\x1a!.wrenn.host.v1.GetSandboxResponse\x12]\n" +
 	"\x0eDestroySandbox\x12$.wrenn.host.v1.DestroySandboxRequest\x1a%.wrenn.host.v1.DestroySandboxResponse\x12_\n" +
-	"\x0eWatchSandboxes\x12$.wrenn.host.v1.WatchSandboxesRequest\x1a%.wrenn.host.v1.WatchSandboxesResponse0\x01\x12Y\n" +
-	"\fStartProcess\x12\".wrenn.host.v1.StartProcessRequest\x1a#.wrenn.host.v1.StartProcessResponse0\x01\x12Z\n" +
+	"\x0eWatchSandboxes\x12$.wrenn.host.v1.WatchSandboxesRequest\x1a%.wrenn.host.v1.WatchSandboxesResponse0\x01\x12Q\n" +
+	"\fStartProcess\x12\".wrenn.host.v1.StartProcessRequest\x1a\x1b.wrenn.host.v1.ProcessEvent0\x01\x12U\n" +
+	"\x0eConnectProcess\x12$.wrenn.host.v1.ConnectProcessRequest\x1a\x1b.wrenn.host.v1.ProcessEvent0\x01\x12Z\n" +
 	"\rListProcesses\x12#.wrenn.host.v1.ListProcessesRequest\x1a$.wrenn.host.v1.ListProcessesResponse\x12N\n" +
 	"\tSendInput\x12\x1f.wrenn.host.v1.SendInputRequest\x1a .wrenn.host.v1.SendInputResponse\x12Q\n" +
 	"\n" +
 	"CloseStdin\x12 .wrenn.host.v1.CloseStdinRequest\x1a!.wrenn.host.v1.CloseStdinResponse\x12Z\n" +
-	"\rSignalProcess\x12#.wrenn.host.v1.SignalProcessRequest\x1a$.wrenn.host.v1.SignalProcessResponse\x12K\n" +
+	"\rSignalProcess\x12#.wrenn.host.v1.SignalProcessRequest\x1a$.wrenn.host.v1.SignalProcessResponse\x12]\n" +
+	"\x0eResizeTerminal\x12$.wrenn.host.v1.ResizeTerminalRequest\x1a%.wrenn.host.v1.ResizeTerminalResponse\x12K\n" +
 	"\bStatFile\x12\x1e.wrenn.host.v1.StatFileRequest\x1a\x1f.wrenn.host.v1.StatFileResponse\x12Z\n" +
 	"\rListDirectory\x12#.wrenn.host.v1.ListDirectoryRequest\x1a$.wrenn.host.v1.ListDirectoryResponse\x12Z\n" +
 	"\rMakeDirectory\x12#.wrenn.host.v1.MakeDirectoryRequest\x1a$.wrenn.host.v1.MakeDirectoryResponse\x12K\n" +
@@ -2650,7 +2944,7 @@ func file_host_v1_host_proto_rawDescGZIP() []byte {
 }
 
 var file_host_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_host_v1_host_proto_goTypes = []any{
 	(SandboxStatus)(0),                    // 0: wrenn.host.v1.SandboxStatus
 	(Signal)(0),                           // 1: wrenn.host.v1.Signal
@@ -2668,97 +2962,109 @@ var file_host_v1_host_proto_goTypes = []any{
 	(*WatchSandboxesRequest)(nil),         // 13: wrenn.host.v1.WatchSandboxesRequest
 	(*WatchSandboxesResponse)(nil),        // 14: wrenn.host.v1.WatchSandboxesResponse
 	(*StartProcessRequest)(nil),           // 15: wrenn.host.v1.StartProcessRequest
-	(*StartProcessResponse)(nil),          // 16: wrenn.host.v1.StartProcessResponse
-	(*ProcessSelector)(nil),               // 17: wrenn.host.v1.ProcessSelector
-	(*Process)(nil),                       // 18: wrenn.host.v1.Process
-	(*ListProcessesRequest)(nil),          // 19: wrenn.host.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),         // 20: wrenn.host.v1.ListProcessesResponse
-	(*SendInputRequest)(nil),              // 21: wrenn.host.v1.SendInputRequest
-	(*SendInputResponse)(nil),             // 22: wrenn.host.v1.SendInputResponse
-	(*CloseStdinRequest)(nil),             // 23: wrenn.host.v1.CloseStdinRequest
-	(*CloseStdinResponse)(nil),            // 24: wrenn.host.v1.CloseStdinResponse
-	(*SignalProcessRequest)(nil),          // 25: wrenn.host.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),         // 26: wrenn.host.v1.SignalProcessResponse
-	(*FileEntry)(nil),                     // 27: wrenn.host.v1.FileEntry
-	(*StatFileRequest)(nil),               // 28: wrenn.host.v1.StatFileRequest
-	(*StatFileResponse)(nil),              // 29: wrenn.host.v1.StatFileResponse
-	(*ListDirectoryRequest)(nil),          // 30: wrenn.host.v1.ListDirectoryRequest
-	(*ListDirectoryResponse)(nil),         // 31: wrenn.host.v1.ListDirectoryResponse
-	(*MakeDirectoryRequest)(nil),          // 32: wrenn.host.v1.MakeDirectoryRequest
-	(*MakeDirectoryResponse)(nil),         // 33: wrenn.host.v1.MakeDirectoryResponse
-	(*MoveFileRequest)(nil),               // 34: wrenn.host.v1.MoveFileRequest
-	(*MoveFileResponse)(nil),              // 35: wrenn.host.v1.MoveFileResponse
-	(*RemoveFileRequest)(nil),             // 36: wrenn.host.v1.RemoveFileRequest
-	(*RemoveFileResponse)(nil),            // 37: wrenn.host.v1.RemoveFileResponse
-	nil,                                   // 38: wrenn.host.v1.CreateSandboxRequest.EnvEntry
-	(*WatchSandboxesResponse_Synced)(nil), // 39: wrenn.host.v1.WatchSandboxesResponse.Synced
-	nil,                                   // 40: wrenn.host.v1.StartProcessRequest.EnvsEntry
-	(*StartProcessResponse_Start)(nil),    // 41: wrenn.host.v1.StartProcessResponse.Start
-	(*StartProcessResponse_End)(nil),      // 42: wrenn.host.v1.StartProcessResponse.End
-	(*timestamppb.Timestamp)(nil),         // 43: google.protobuf.Timestamp
+	(*TerminalSize)(nil),                  // 16: wrenn.host.v1.TerminalSize
+	(*ConnectProcessRequest)(nil),         // 17: wrenn.host.v1.ConnectProcessRequest
+	(*ProcessEvent)(nil),                  // 18: wrenn.host.v1.ProcessEvent
+	(*ProcessSelector)(nil),               // 19: wrenn.host.v1.ProcessSelector
+	(*Process)(nil),                       // 20: wrenn.host.v1.Process
+	(*ListProcessesRequest)(nil),          // 21: wrenn.host.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),         // 22: wrenn.host.v1.ListProcessesResponse
+	(*SendInputRequest)(nil),              // 23: wrenn.host.v1.SendInputRequest
+	(*SendInputResponse)(nil),             // 24: wrenn.host.v1.SendInputResponse
+	(*ResizeTerminalRequest)(nil),         // 25: wrenn.host.v1.ResizeTerminalRequest
+	(*ResizeTerminalResponse)(nil),        // 26: wrenn.host.v1.ResizeTerminalResponse
+	(*CloseStdinRequest)(nil),             // 27: wrenn.host.v1.CloseStdinRequest
+	(*CloseStdinResponse)(nil),            // 28: wrenn.host.v1.CloseStdinResponse
+	(*SignalProcessRequest)(nil),          // 29: wrenn.host.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),         // 30: wrenn.host.v1.SignalProcessResponse
+	(*FileEntry)(nil),                     // 31: wrenn.host.v1.FileEntry
+	(*StatFileRequest)(nil),               // 32: wrenn.host.v1.StatFileRequest
+	(*StatFileResponse)(nil),              // 33: wrenn.host.v1.StatFileResponse
+	(*ListDirectoryRequest)(nil),          // 34: wrenn.host.v1.ListDirectoryRequest
+	(*ListDirectoryResponse)(nil),         // 35: wrenn.host.v1.ListDirectoryResponse
+	(*MakeDirectoryRequest)(nil),          // 36: wrenn.host.v1.MakeDirectoryRequest
+	(*MakeDirectoryResponse)(nil),         // 37: wrenn.host.v1.MakeDirectoryResponse
+	(*MoveFileRequest)(nil),               // 38: wrenn.host.v1.MoveFileRequest
+	(*MoveFileResponse)(nil),              // 39: wrenn.host.v1.MoveFileResponse
+	(*RemoveFileRequest)(nil),             // 40: wrenn.host.v1.RemoveFileRequest
+	(*RemoveFileResponse)(nil),            // 41: wrenn.host.v1.RemoveFileResponse
+	nil,                                   // 42: wrenn.host.v1.CreateSandboxRequest.EnvEntry
+	(*WatchSandboxesResponse_Synced)(nil), // 43: wrenn.host.v1.WatchSandboxesResponse.Synced
+	nil,                                   // 44: wrenn.host.v1.StartProcessRequest.EnvsEntry
+	(*ProcessEvent_Start)(nil),            // 45: wrenn.host.v1.ProcessEvent.Start
+	(*ProcessEvent_End)(nil),              // 46: wrenn.host.v1.ProcessEvent.End
+	(*timestamppb.Timestamp)(nil),         // 47: google.protobuf.Timestamp
 }
 var file_host_v1_host_proto_depIdxs = []int32{
 	0,  // 0: wrenn.host.v1.Sandbox.status:type_name -> wrenn.host.v1.SandboxStatus
 	3,  // 1: wrenn.host.v1.Sandbox.resources:type_name -> wrenn.host.v1.Resources
-	43, // 2: wrenn.host.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	43, // 3: wrenn.host.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
-	43, // 4: wrenn.host.v1.Sandbox.last_active_at:type_name -> google.protobuf.Timestamp
+	47, // 2: wrenn.host.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	47, // 3: wrenn.host.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
+	47, // 4: wrenn.host.v1.Sandbox.last_active_at:type_name -> google.protobuf.Timestamp
 	3,  // 5: wrenn.host.v1.GetHostResponse.max_resources:type_name -> wrenn.host.v1.Resources
 	3,  // 6: wrenn.host.v1.CreateSandboxRequest.resources:type_name -> wrenn.host.v1.Resources
-	38, // 7: wrenn.host.v1.CreateSandboxRequest.env:type_name -> wrenn.host.v1.CreateSandboxRequest.EnvEntry
+	42, // 7: wrenn.host.v1.CreateSandboxRequest.env:type_name -> wrenn.host.v1.CreateSandboxRequest.EnvEntry
 	4,  // 8: wrenn.host.v1.CreateSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
 	4,  // 9: wrenn.host.v1.GetSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
 	4,  // 10: wrenn.host.v1.WatchSandboxesResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
-	39, // 11: wrenn.host.v1.WatchSandboxesResponse.synced:type_name -> wrenn.host.v1.WatchSandboxesResponse.Synced
-	40, // 12: wrenn.host.v1.StartProcessRequest.envs:type_name -> wrenn.host.v1.StartProcessRequest.EnvsEntry
-	41, // 13: wrenn.host.v1.StartProcessResponse.start:type_name -> wrenn.host.v1.StartProcessResponse.Start
-	42, // 14: wrenn.host.v1.StartProcessResponse.end:type_name -> wrenn.host.v1.StartProcessResponse.End
-	18, // 15: wrenn.host.v1.ListProcessesResponse.processes:type_name -> wrenn.host.v1.Process
-	17, // 16: wrenn.host.v1.SendInputRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	17, // 17: wrenn.host.v1.CloseStdinRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	17, // 18: wrenn.host.v1.SignalProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	1,  // 19: wrenn.host.v1.SignalProcessRequest.signal:type_name -> wrenn.host.v1.Signal
-	2,  // 20: wrenn.host.v1.FileEntry.type:type_name -> wrenn.host.v1.FileType
-	43, // 21: wrenn.host.v1.FileEntry.modified_at:type_name -> google.protobuf.Timestamp
-	27, // 22: wrenn.host.v1.StatFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	27, // 23: wrenn.host.v1.ListDirectoryResponse.entries:type_name -> wrenn.host.v1.FileEntry
-	27, // 24: wrenn.host.v1.MakeDirectoryResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	27, // 25: wrenn.host.v1.MoveFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	5,  // 26: wrenn.host.v1.HostService.GetHost:input_type -> wrenn.host.v1.GetHostRequest
-	7,  // 27: wrenn.host.v1.HostService.CreateSandbox:input_type -> wrenn.host.v1.CreateSandboxRequest
-	9,  // 28: wrenn.host.v1.HostService.GetSandbox:input_type -> wrenn.host.v1.GetSandboxRequest
-	11, // 29: wrenn.host.v1.HostService.DestroySandbox:input_type -> wrenn.host.v1.DestroySandboxRequest
-	13, // 30: wrenn.host.v1.HostService.WatchSandboxes:input_type -> wrenn.host.v1.WatchSandboxesRequest
-	15, // 31: wrenn.host.v1.HostService.StartProcess:input_type -> wrenn.host.v1.StartProcessRequest
-	19, // 32: wrenn.host.v1.HostService.ListProcesses:input_type -> wrenn.host.v1.ListProcessesRequest
-	21, // 33: wrenn.host.v1.HostService.SendInput:input_type -> wrenn.host.v1.SendInputRequest
-	23, // 34: wrenn.host.v1.HostService.CloseStdin:input_type -> wrenn.host.v1.CloseStdinRequest
-	25, // 35: wrenn.host.v1.HostService.SignalProcess:input_type -> wrenn.host.v1.SignalProcessRequest
-	28, // 36: wrenn.host.v1.HostService.StatFile:input_type -> wrenn.host.v1.StatFileRequest
-	30, // 37: wrenn.host.v1.HostService.ListDirectory:input_type -> wrenn.host.v1.ListDirectoryRequest
-	32, // 38: wrenn.host.v1.HostService.MakeDirectory:input_type -> wrenn.host.v1.MakeDirectoryRequest
-	34, // 39: wrenn.host.v1.HostService.MoveFile:input_type -> wrenn.host.v1.MoveFileRequest
-	36, // 40: wrenn.host.v1.HostService.RemoveFile:input_type -> wrenn.host.v1.RemoveFileRequest
-	6,  // 41: wrenn.host.v1.HostService.GetHost:output_type -> wrenn.host.v1.GetHostResponse
-	8,  // 42: wrenn.host.v1.HostService.CreateSandbox:output_type -> wrenn.host.v1.CreateSandboxResponse
-	10, // 43: wrenn.host.v1.HostService.GetSandbox:output_type -> wrenn.host.v1.GetSandboxResponse
-	12, // 44: wrenn.host.v1.HostService.DestroySandbox:output_type -> wrenn.host.v1.DestroySandboxResponse
-	14, // 45: wrenn.host.v1.HostService.WatchSandboxes:output_type -> wrenn.host.v1.WatchSandboxesResponse
-	16, // 46: wrenn.host.v1.HostService.StartProcess:output_type -> wrenn.host.v1.StartProcessResponse
-	20, // 47: wrenn.host.v1.HostService.ListProcesses:output_type -> wrenn.host.v1.ListProcessesResponse
-	22, // 48: wrenn.host.v1.HostService.SendInput:output_type -> wrenn.host.v1.SendInputResponse
-	24, // 49: wrenn.host.v1.HostService.CloseStdin:output_type -> wrenn.host.v1.CloseStdinResponse
-	26, // 50: wrenn.host.v1.HostService.SignalProcess:output_type -> wrenn.host.v1.SignalProcessResponse
-	29, // 51: wrenn.host.v1.HostService.StatFile:output_type -> wrenn.host.v1.StatFileResponse
-	31, // 52: wrenn.host.v1.HostService.ListDirectory:output_type -> wrenn.host.v1.ListDirectoryResponse
-	33, // 53: wrenn.host.v1.HostService.MakeDirectory:output_type -> wrenn.host.v1.MakeDirectoryResponse
-	35, // 54: wrenn.host.v1.HostService.MoveFile:output_type -> wrenn.host.v1.MoveFileResponse
-	37, // 55: wrenn.host.v1.HostService.RemoveFile:output_type -> wrenn.host.v1.RemoveFileResponse
-	41, // [41:56] is the sub-list for method output_type
-	26, // [26:41] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	43, // 11: wrenn.host.v1.WatchSandboxesResponse.synced:type_name -> wrenn.host.v1.WatchSandboxesResponse.Synced
+	44, // 12: wrenn.host.v1.StartProcessRequest.envs:type_name -> wrenn.host.v1.StartProcessRequest.EnvsEntry
+	16, // 13: wrenn.host.v1.StartProcessRequest.terminal:type_name -> wrenn.host.v1.TerminalSize
+	19, // 14: wrenn.host.v1.ConnectProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	45, // 15: wrenn.host.v1.ProcessEvent.start:type_name -> wrenn.host.v1.ProcessEvent.Start
+	46, // 16: wrenn.host.v1.ProcessEvent.end:type_name -> wrenn.host.v1.ProcessEvent.End
+	20, // 17: wrenn.host.v1.ListProcessesResponse.processes:type_name -> wrenn.host.v1.Process
+	19, // 18: wrenn.host.v1.SendInputRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	19, // 19: wrenn.host.v1.ResizeTerminalRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	16, // 20: wrenn.host.v1.ResizeTerminalRequest.size:type_name -> wrenn.host.v1.TerminalSize
+	19, // 21: wrenn.host.v1.CloseStdinRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	19, // 22: wrenn.host.v1.SignalProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	1,  // 23: wrenn.host.v1.SignalProcessRequest.signal:type_name -> wrenn.host.v1.Signal
+	2,  // 24: wrenn.host.v1.FileEntry.type:type_name -> wrenn.host.v1.FileType
+	47, // 25: wrenn.host.v1.FileEntry.modified_at:type_name -> google.protobuf.Timestamp
+	31, // 26: wrenn.host.v1.StatFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	31, // 27: wrenn.host.v1.ListDirectoryResponse.entries:type_name -> wrenn.host.v1.FileEntry
+	31, // 28: wrenn.host.v1.MakeDirectoryResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	31, // 29: wrenn.host.v1.MoveFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	5,  // 30: wrenn.host.v1.HostService.GetHost:input_type -> wrenn.host.v1.GetHostRequest
+	7,  // 31: wrenn.host.v1.HostService.CreateSandbox:input_type -> wrenn.host.v1.CreateSandboxRequest
+	9,  // 32: wrenn.host.v1.HostService.GetSandbox:input_type -> wrenn.host.v1.GetSandboxRequest
+	11, // 33: wrenn.host.v1.HostService.DestroySandbox:input_type -> wrenn.host.v1.DestroySandboxRequest
+	13, // 34: wrenn.host.v1.HostService.WatchSandboxes:input_type -> wrenn.host.v1.WatchSandboxesRequest
+	15, // 35: wrenn.host.v1.HostService.StartProcess:input_type -> wrenn.host.v1.StartProcessRequest
+	17, // 36: wrenn.host.v1.HostService.ConnectProcess:input_type -> wrenn.host.v1.ConnectProcessRequest
+	21, // 37: wrenn.host.v1.HostService.ListProcesses:input_type -> wrenn.host.v1.ListProcessesRequest
+	23, // 38: wrenn.host.v1.HostService.SendInput:input_type -> wrenn.host.v1.SendInputRequest
+	27, // 39: wrenn.host.v1.HostService.CloseStdin:input_type -> wrenn.host.v1.CloseStdinRequest
+	29, // 40: wrenn.host.v1.HostService.SignalProcess:input_type -> wrenn.host.v1.SignalProcessRequest
+	25, // 41: wrenn.host.v1.HostService.ResizeTerminal:input_type -> wrenn.host.v1.ResizeTerminalRequest
+	32, // 42: wrenn.host.v1.HostService.StatFile:input_type -> wrenn.host.v1.StatFileRequest
+	34, // 43: wrenn.host.v1.HostService.ListDirectory:input_type -> wrenn.host.v1.ListDirectoryRequest
+	36, // 44: wrenn.host.v1.HostService.MakeDirectory:input_type -> wrenn.host.v1.MakeDirectoryRequest
+	38, // 45: wrenn.host.v1.HostService.MoveFile:input_type -> wrenn.host.v1.MoveFileRequest
+	40, // 46: wrenn.host.v1.HostService.RemoveFile:input_type -> wrenn.host.v1.RemoveFileRequest
+	6,  // 47: wrenn.host.v1.HostService.GetHost:output_type -> wrenn.host.v1.GetHostResponse
+	8,  // 48: wrenn.host.v1.HostService.CreateSandbox:output_type -> wrenn.host.v1.CreateSandboxResponse
+	10, // 49: wrenn.host.v1.HostService.GetSandbox:output_type -> wrenn.host.v1.GetSandboxResponse
+	12, // 50: wrenn.host.v1.HostService.DestroySandbox:output_type -> wrenn.host.v1.DestroySandboxResponse
+	14, // 51: wrenn.host.v1.HostService.WatchSandboxes:output_type -> wrenn.host.v1.WatchSandboxesResponse
+	18, // 52: wrenn.host.v1.HostService.StartProcess:output_type -> wrenn.host.v1.ProcessEvent
+	18, // 53: wrenn.host.v1.HostService.ConnectProcess:output_type -> wrenn.host.v1.ProcessEvent
+	22, // 54: wrenn.host.v1.HostService.ListProcesses:output_type -> wrenn.host.v1.ListProcessesResponse
+	24, // 55: wrenn.host.v1.HostService.SendInput:output_type -> wrenn.host.v1.SendInputResponse
+	28, // 56: wrenn.host.v1.HostService.CloseStdin:output_type -> wrenn.host.v1.CloseStdinResponse
+	30, // 57: wrenn.host.v1.HostService.SignalProcess:output_type -> wrenn.host.v1.SignalProcessResponse
+	26, // 58: wrenn.host.v1.HostService.ResizeTerminal:output_type -> wrenn.host.v1.ResizeTerminalResponse
+	33, // 59: wrenn.host.v1.HostService.StatFile:output_type -> wrenn.host.v1.StatFileResponse
+	35, // 60: wrenn.host.v1.HostService.ListDirectory:output_type -> wrenn.host.v1.ListDirectoryResponse
+	37, // 61: wrenn.host.v1.HostService.MakeDirectory:output_type -> wrenn.host.v1.MakeDirectoryResponse
+	39, // 62: wrenn.host.v1.HostService.MoveFile:output_type -> wrenn.host.v1.MoveFileResponse
+	41, // 63: wrenn.host.v1.HostService.RemoveFile:output_type -> wrenn.host.v1.RemoveFileResponse
+	47, // [47:64] is the sub-list for method output_type
+	30, // [30:47] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_host_v1_host_proto_init() }
@@ -2770,15 +3076,20 @@ func file_host_v1_host_proto_init() {
 		(*WatchSandboxesResponse_Sandbox)(nil),
 		(*WatchSandboxesResponse_Synced_)(nil),
 	}
-	file_host_v1_host_proto_msgTypes[13].OneofWrappers = []any{
-		(*StartProcessResponse_Start_)(nil),
-		(*StartProcessResponse_Stdout)(nil),
-		(*StartProcessResponse_Stderr)(nil),
-		(*StartProcessResponse_End_)(nil),
+	file_host_v1_host_proto_msgTypes[15].OneofWrappers = []any{
+		(*ProcessEvent_Start_)(nil),
+		(*ProcessEvent_Stdout)(nil),
+		(*ProcessEvent_Stderr)(nil),
+		(*ProcessEvent_End_)(nil),
+		(*ProcessEvent_Terminal)(nil),
 	}
-	file_host_v1_host_proto_msgTypes[14].OneofWrappers = []any{
+	file_host_v1_host_proto_msgTypes[16].OneofWrappers = []any{
 		(*ProcessSelector_Pid)(nil),
 		(*ProcessSelector_Tag)(nil),
+	}
+	file_host_v1_host_proto_msgTypes[20].OneofWrappers = []any{
+		(*SendInputRequest_Stdin)(nil),
+		(*SendInputRequest_Terminal)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2786,7 +3097,7 @@ func file_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_v1_host_proto_rawDesc), len(file_host_v1_host_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   40,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

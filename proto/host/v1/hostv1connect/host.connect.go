@@ -53,6 +53,9 @@ const (
 	// HostServiceStartProcessProcedure is the fully-qualified name of the HostService's StartProcess
 	// RPC.
 	HostServiceStartProcessProcedure = "/wrenn.host.v1.HostService/StartProcess"
+	// HostServiceConnectProcessProcedure is the fully-qualified name of the HostService's
+	// ConnectProcess RPC.
+	HostServiceConnectProcessProcedure = "/wrenn.host.v1.HostService/ConnectProcess"
 	// HostServiceListProcessesProcedure is the fully-qualified name of the HostService's ListProcesses
 	// RPC.
 	HostServiceListProcessesProcedure = "/wrenn.host.v1.HostService/ListProcesses"
@@ -63,6 +66,9 @@ const (
 	// HostServiceSignalProcessProcedure is the fully-qualified name of the HostService's SignalProcess
 	// RPC.
 	HostServiceSignalProcessProcedure = "/wrenn.host.v1.HostService/SignalProcess"
+	// HostServiceResizeTerminalProcedure is the fully-qualified name of the HostService's
+	// ResizeTerminal RPC.
+	HostServiceResizeTerminalProcedure = "/wrenn.host.v1.HostService/ResizeTerminal"
 	// HostServiceStatFileProcedure is the fully-qualified name of the HostService's StatFile RPC.
 	HostServiceStatFileProcedure = "/wrenn.host.v1.HostService/StatFile"
 	// HostServiceListDirectoryProcedure is the fully-qualified name of the HostService's ListDirectory
@@ -93,11 +99,17 @@ type HostServiceClient interface {
 	WatchSandboxes(context.Context, *connect.Request[v1.WatchSandboxesRequest]) (*connect.ServerStreamForClient[v1.WatchSandboxesResponse], error)
 	// StartProcess runs a command. The first event is `start`, the last one `end`.
 	// The process outlives the stream.
-	StartProcess(context.Context, *connect.Request[v1.StartProcessRequest]) (*connect.ServerStreamForClient[v1.StartProcessResponse], error)
+	StartProcess(context.Context, *connect.Request[v1.StartProcessRequest]) (*connect.ServerStreamForClient[v1.ProcessEvent], error)
+	// ConnectProcess follows a process that runs already, or ended a moment ago. Its
+	// events are those of StartProcess, from now on or, when asked, from the latest output
+	// that the guest has kept.
+	ConnectProcess(context.Context, *connect.Request[v1.ConnectProcessRequest]) (*connect.ServerStreamForClient[v1.ProcessEvent], error)
 	ListProcesses(context.Context, *connect.Request[v1.ListProcessesRequest]) (*connect.Response[v1.ListProcessesResponse], error)
+	// SendInput answers when the process's stdin or terminal has taken all of it.
 	SendInput(context.Context, *connect.Request[v1.SendInputRequest]) (*connect.Response[v1.SendInputResponse], error)
 	CloseStdin(context.Context, *connect.Request[v1.CloseStdinRequest]) (*connect.Response[v1.CloseStdinResponse], error)
 	SignalProcess(context.Context, *connect.Request[v1.SignalProcessRequest]) (*connect.Response[v1.SignalProcessResponse], error)
+	ResizeTerminal(context.Context, *connect.Request[v1.ResizeTerminalRequest]) (*connect.Response[v1.ResizeTerminalResponse], error)
 	StatFile(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.StatFileResponse], error)
 	ListDirectory(context.Context, *connect.Request[v1.ListDirectoryRequest]) (*connect.Response[v1.ListDirectoryResponse], error)
 	MakeDirectory(context.Context, *connect.Request[v1.MakeDirectoryRequest]) (*connect.Response[v1.MakeDirectoryResponse], error)
@@ -146,10 +158,16 @@ func NewHostServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(hostServiceMethods.ByName("WatchSandboxes")),
 			connect.WithClientOptions(opts...),
 		),
-		startProcess: connect.NewClient[v1.StartProcessRequest, v1.StartProcessResponse](
+		startProcess: connect.NewClient[v1.StartProcessRequest, v1.ProcessEvent](
 			httpClient,
 			baseURL+HostServiceStartProcessProcedure,
 			connect.WithSchema(hostServiceMethods.ByName("StartProcess")),
+			connect.WithClientOptions(opts...),
+		),
+		connectProcess: connect.NewClient[v1.ConnectProcessRequest, v1.ProcessEvent](
+			httpClient,
+			baseURL+HostServiceConnectProcessProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("ConnectProcess")),
 			connect.WithClientOptions(opts...),
 		),
 		listProcesses: connect.NewClient[v1.ListProcessesRequest, v1.ListProcessesResponse](
@@ -174,6 +192,12 @@ func NewHostServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			httpClient,
 			baseURL+HostServiceSignalProcessProcedure,
 			connect.WithSchema(hostServiceMethods.ByName("SignalProcess")),
+			connect.WithClientOptions(opts...),
+		),
+		resizeTerminal: connect.NewClient[v1.ResizeTerminalRequest, v1.ResizeTerminalResponse](
+			httpClient,
+			baseURL+HostServiceResizeTerminalProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("ResizeTerminal")),
 			connect.WithClientOptions(opts...),
 		),
 		statFile: connect.NewClient[v1.StatFileRequest, v1.StatFileResponse](
@@ -216,11 +240,13 @@ type hostServiceClient struct {
 	getSandbox     *connect.Client[v1.GetSandboxRequest, v1.GetSandboxResponse]
 	destroySandbox *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
 	watchSandboxes *connect.Client[v1.WatchSandboxesRequest, v1.WatchSandboxesResponse]
-	startProcess   *connect.Client[v1.StartProcessRequest, v1.StartProcessResponse]
+	startProcess   *connect.Client[v1.StartProcessRequest, v1.ProcessEvent]
+	connectProcess *connect.Client[v1.ConnectProcessRequest, v1.ProcessEvent]
 	listProcesses  *connect.Client[v1.ListProcessesRequest, v1.ListProcessesResponse]
 	sendInput      *connect.Client[v1.SendInputRequest, v1.SendInputResponse]
 	closeStdin     *connect.Client[v1.CloseStdinRequest, v1.CloseStdinResponse]
 	signalProcess  *connect.Client[v1.SignalProcessRequest, v1.SignalProcessResponse]
+	resizeTerminal *connect.Client[v1.ResizeTerminalRequest, v1.ResizeTerminalResponse]
 	statFile       *connect.Client[v1.StatFileRequest, v1.StatFileResponse]
 	listDirectory  *connect.Client[v1.ListDirectoryRequest, v1.ListDirectoryResponse]
 	makeDirectory  *connect.Client[v1.MakeDirectoryRequest, v1.MakeDirectoryResponse]
@@ -254,8 +280,13 @@ func (c *hostServiceClient) WatchSandboxes(ctx context.Context, req *connect.Req
 }
 
 // StartProcess calls wrenn.host.v1.HostService.StartProcess.
-func (c *hostServiceClient) StartProcess(ctx context.Context, req *connect.Request[v1.StartProcessRequest]) (*connect.ServerStreamForClient[v1.StartProcessResponse], error) {
+func (c *hostServiceClient) StartProcess(ctx context.Context, req *connect.Request[v1.StartProcessRequest]) (*connect.ServerStreamForClient[v1.ProcessEvent], error) {
 	return c.startProcess.CallServerStream(ctx, req)
+}
+
+// ConnectProcess calls wrenn.host.v1.HostService.ConnectProcess.
+func (c *hostServiceClient) ConnectProcess(ctx context.Context, req *connect.Request[v1.ConnectProcessRequest]) (*connect.ServerStreamForClient[v1.ProcessEvent], error) {
+	return c.connectProcess.CallServerStream(ctx, req)
 }
 
 // ListProcesses calls wrenn.host.v1.HostService.ListProcesses.
@@ -276,6 +307,11 @@ func (c *hostServiceClient) CloseStdin(ctx context.Context, req *connect.Request
 // SignalProcess calls wrenn.host.v1.HostService.SignalProcess.
 func (c *hostServiceClient) SignalProcess(ctx context.Context, req *connect.Request[v1.SignalProcessRequest]) (*connect.Response[v1.SignalProcessResponse], error) {
 	return c.signalProcess.CallUnary(ctx, req)
+}
+
+// ResizeTerminal calls wrenn.host.v1.HostService.ResizeTerminal.
+func (c *hostServiceClient) ResizeTerminal(ctx context.Context, req *connect.Request[v1.ResizeTerminalRequest]) (*connect.Response[v1.ResizeTerminalResponse], error) {
+	return c.resizeTerminal.CallUnary(ctx, req)
 }
 
 // StatFile calls wrenn.host.v1.HostService.StatFile.
@@ -319,11 +355,17 @@ type HostServiceHandler interface {
 	WatchSandboxes(context.Context, *connect.Request[v1.WatchSandboxesRequest], *connect.ServerStream[v1.WatchSandboxesResponse]) error
 	// StartProcess runs a command. The first event is `start`, the last one `end`.
 	// The process outlives the stream.
-	StartProcess(context.Context, *connect.Request[v1.StartProcessRequest], *connect.ServerStream[v1.StartProcessResponse]) error
+	StartProcess(context.Context, *connect.Request[v1.StartProcessRequest], *connect.ServerStream[v1.ProcessEvent]) error
+	// ConnectProcess follows a process that runs already, or ended a moment ago. Its
+	// events are those of StartProcess, from now on or, when asked, from the latest output
+	// that the guest has kept.
+	ConnectProcess(context.Context, *connect.Request[v1.ConnectProcessRequest], *connect.ServerStream[v1.ProcessEvent]) error
 	ListProcesses(context.Context, *connect.Request[v1.ListProcessesRequest]) (*connect.Response[v1.ListProcessesResponse], error)
+	// SendInput answers when the process's stdin or terminal has taken all of it.
 	SendInput(context.Context, *connect.Request[v1.SendInputRequest]) (*connect.Response[v1.SendInputResponse], error)
 	CloseStdin(context.Context, *connect.Request[v1.CloseStdinRequest]) (*connect.Response[v1.CloseStdinResponse], error)
 	SignalProcess(context.Context, *connect.Request[v1.SignalProcessRequest]) (*connect.Response[v1.SignalProcessResponse], error)
+	ResizeTerminal(context.Context, *connect.Request[v1.ResizeTerminalRequest]) (*connect.Response[v1.ResizeTerminalResponse], error)
 	StatFile(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.StatFileResponse], error)
 	ListDirectory(context.Context, *connect.Request[v1.ListDirectoryRequest]) (*connect.Response[v1.ListDirectoryResponse], error)
 	MakeDirectory(context.Context, *connect.Request[v1.MakeDirectoryRequest]) (*connect.Response[v1.MakeDirectoryResponse], error)
@@ -374,6 +416,12 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(hostServiceMethods.ByName("StartProcess")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostServiceConnectProcessHandler := connect.NewServerStreamHandler(
+		HostServiceConnectProcessProcedure,
+		svc.ConnectProcess,
+		connect.WithSchema(hostServiceMethods.ByName("ConnectProcess")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostServiceListProcessesHandler := connect.NewUnaryHandler(
 		HostServiceListProcessesProcedure,
 		svc.ListProcesses,
@@ -396,6 +444,12 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 		HostServiceSignalProcessProcedure,
 		svc.SignalProcess,
 		connect.WithSchema(hostServiceMethods.ByName("SignalProcess")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServiceResizeTerminalHandler := connect.NewUnaryHandler(
+		HostServiceResizeTerminalProcedure,
+		svc.ResizeTerminal,
+		connect.WithSchema(hostServiceMethods.ByName("ResizeTerminal")),
 		connect.WithHandlerOptions(opts...),
 	)
 	hostServiceStatFileHandler := connect.NewUnaryHandler(
@@ -442,6 +496,8 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 			hostServiceWatchSandboxesHandler.ServeHTTP(w, r)
 		case HostServiceStartProcessProcedure:
 			hostServiceStartProcessHandler.ServeHTTP(w, r)
+		case HostServiceConnectProcessProcedure:
+			hostServiceConnectProcessHandler.ServeHTTP(w, r)
 		case HostServiceListProcessesProcedure:
 			hostServiceListProcessesHandler.ServeHTTP(w, r)
 		case HostServiceSendInputProcedure:
@@ -450,6 +506,8 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 			hostServiceCloseStdinHandler.ServeHTTP(w, r)
 		case HostServiceSignalProcessProcedure:
 			hostServiceSignalProcessHandler.ServeHTTP(w, r)
+		case HostServiceResizeTerminalProcedure:
+			hostServiceResizeTerminalHandler.ServeHTTP(w, r)
 		case HostServiceStatFileProcedure:
 			hostServiceStatFileHandler.ServeHTTP(w, r)
 		case HostServiceListDirectoryProcedure:
@@ -489,8 +547,12 @@ func (UnimplementedHostServiceHandler) WatchSandboxes(context.Context, *connect.
 	return connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.WatchSandboxes is not implemented"))
 }
 
-func (UnimplementedHostServiceHandler) StartProcess(context.Context, *connect.Request[v1.StartProcessRequest], *connect.ServerStream[v1.StartProcessResponse]) error {
+func (UnimplementedHostServiceHandler) StartProcess(context.Context, *connect.Request[v1.StartProcessRequest], *connect.ServerStream[v1.ProcessEvent]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.StartProcess is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) ConnectProcess(context.Context, *connect.Request[v1.ConnectProcessRequest], *connect.ServerStream[v1.ProcessEvent]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.ConnectProcess is not implemented"))
 }
 
 func (UnimplementedHostServiceHandler) ListProcesses(context.Context, *connect.Request[v1.ListProcessesRequest]) (*connect.Response[v1.ListProcessesResponse], error) {
@@ -507,6 +569,10 @@ func (UnimplementedHostServiceHandler) CloseStdin(context.Context, *connect.Requ
 
 func (UnimplementedHostServiceHandler) SignalProcess(context.Context, *connect.Request[v1.SignalProcessRequest]) (*connect.Response[v1.SignalProcessResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.SignalProcess is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) ResizeTerminal(context.Context, *connect.Request[v1.ResizeTerminalRequest]) (*connect.Response[v1.ResizeTerminalResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.ResizeTerminal is not implemented"))
 }
 
 func (UnimplementedHostServiceHandler) StatFile(context.Context, *connect.Request[v1.StatFileRequest]) (*connect.Response[v1.StatFileResponse], error) {

@@ -1,0 +1,291 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+const (
+	// inputQueue is how many messages wait for a process that does not read its input,
+	// before the client waits too.
+	inputQueue = 16
+	// maxInput is how much of what waits for a process goes to it in one call, in bytes.
+	maxInput = 256 << 10
+)
+
+// errEnded is that the last message was sent.
+var errEnded = errors.New("the WebSocket has had its last message")
+
+// follower is one client and the process that it follows.
+type follower struct {
+	conn    *websocket.Conn
+	dialect dialect
+	session sandbox.Session
+	log     *slog.Logger
+	cancel  context.CancelFunc // ends the context of all that is done for the client
+	// input is what the process is to read; nil closes its stdin.
+	input chan []byte
+
+	// turn holds a token while somebody writes to the client; last is guarded by it.
+	turn chan struct{}
+	last bool // nothing may be sent any more
+	// finished is closed when the WebSocket is closed after its last message.
+	finished chan struct{}
+}
+
+// follow tells the client what the process does, and the process what the client says,
+// until either comes to its end.
+func (f *follower) follow(ctx context.Context, ping time.Duration) {
+	// Closing the session is what unblocks the reading of events when the client is gone.
+	defer context.AfterFunc(ctx, func() { _ = f.session.Close() })()
+	var out outbox
+	out.init()
+	defer context.AfterFunc(ctx, out.close)()
+
+	var wg sync.WaitGroup
+	wg.Go(func() { defer f.cancel(); f.readMessages(ctx) })
+	wg.Go(func() { f.feed(ctx) })
+	wg.Go(func() { f.keepAlive(ctx, ping) })
+	wg.Go(func() { f.readEvents(ctx, &out) })
+	if errors.Is(f.sendEvents(ctx, &out), errEnded) {
+		<-f.finished
+	}
+	f.cancel()
+	_ = f.conn.CloseNow()
+	_ = f.session.Close()
+	wg.Wait()
+}
+
+// readEvents fills the outbox with what the process does.
+func (f *follower) readEvents(ctx context.Context, out *outbox) {
+	for {
+		ev, err := f.session.Next()
+		if err != nil {
+			if ctx.Err() == nil {
+				f.log.WarnContext(ctx, "lost a process that a client follows", "error", err)
+			}
+			out.put(item{err: err})
+			return
+		}
+		if !out.put(item{event: ev}) || ev.Kind == sandbox.Exited {
+			return
+		}
+	}
+}
+
+// sendEvents tells the client what the process does until that has come to an end, or the
+// client has gone.
+func (f *follower) sendEvents(ctx context.Context, out *outbox) error {
+	if err := f.send(ctx, f.dialect.started(f.session.Started())); err != nil {
+		return err
+	}
+	enc := encoder{dialect: f.dialect, send: func(m []byte) error { return f.send(ctx, m) }}
+	var items []item
+	for {
+		items = out.take(items)
+		if items == nil {
+			return context.Cause(ctx)
+		}
+		for _, it := range items {
+			if it.err == nil && it.event.Kind != sandbox.Exited {
+				if err := enc.add(it.event); err != nil {
+					return err
+				}
+				continue
+			}
+			if err := enc.flush(); err != nil {
+				return err
+			}
+			if it.err != nil {
+				f.end(ctx, it.err, lostStatus(it.err))
+			} else {
+				f.finish(ctx, f.dialect.exited(it.event.Exit), websocket.StatusNormalClosure)
+			}
+			return nil
+		}
+		if err := enc.sendPending(); err != nil {
+			return err
+		}
+	}
+}
+
+// readMessages does what the client says until it goes away.
+func (f *follower) readMessages(ctx context.Context) {
+	for {
+		kind, raw, err := f.conn.Read(ctx)
+		if err != nil {
+			return
+		}
+		var m clientMessage
+		if kind != websocket.MessageText {
+			err = errBinary
+		} else {
+			m, err = f.dialect.decode(raw)
+		}
+		if err != nil {
+			f.end(ctx, err, badMessageStatus(err))
+			return
+		}
+		if err := f.do(ctx, m); err != nil {
+			if f.send(ctx, f.dialect.failed(err, false)) != nil {
+				return
+			}
+		}
+	}
+}
+
+func (f *follower) do(ctx context.Context, m clientMessage) error {
+	switch m.kind {
+	case typeStdin, typeInput:
+		if len(m.data) > 0 { // nothing to write, and nil would mean the end
+			f.queue(ctx, m.data)
+		}
+	case typeStdinClose:
+		f.queue(ctx, nil)
+	case typeResize:
+		return f.session.Resize(ctx, m.size)
+	case typeStop, typeKill:
+		return f.session.Kill(ctx)
+	case typeStart, typeConnect:
+		return fault.New(fault.InvalidState, "a process is followed already; open another WebSocket for another one")
+	}
+	return nil
+}
+
+func (f *follower) queue(ctx context.Context, data []byte) {
+	select {
+	case f.input <- data:
+	case <-ctx.Done():
+	}
+}
+
+// feed writes to the process. Apart from readMessages, so that a process that does not
+// read can still be stopped.
+func (f *follower) feed(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case data := <-f.input:
+			var err error
+			closing := data == nil
+			if !closing {
+				data, closing = f.more(data)
+				err = f.session.Write(ctx, data)
+			}
+			if closing && err == nil {
+				err = f.session.CloseStdin(ctx)
+			}
+			if err != nil && ctx.Err() == nil {
+				_ = f.send(ctx, f.dialect.failed(err, false)) // sendEvents finds out if the client is gone
+			}
+		}
+	}
+}
+
+// more joins what has come meanwhile to data, as a paste does in many small messages.
+// closing is whether the end of the input was among it.
+func (f *follower) more(data []byte) (joined []byte, closing bool) {
+	for len(data) < maxInput {
+		select {
+		case next := <-f.input:
+			if next == nil {
+				return data, true
+			}
+			data = append(data, next...)
+		default:
+			return data, false
+		}
+	}
+	return data, false
+}
+
+// keepAlive finds out about a client that went away without a word.
+func (f *follower) keepAlive(ctx context.Context, interval time.Duration) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		// While input waits for the process nobody reads the client's answers.
+		if len(f.input) == cap(f.input) {
+			continue
+		}
+		pctx, done := context.WithTimeout(ctx, interval)
+		err := f.conn.Ping(pctx)
+		if ping := f.dialect.ping(); err == nil && ping != nil {
+			err = f.send(pctx, ping)
+		}
+		done()
+		if err != nil && len(f.input) < cap(f.input) {
+			f.cancel()
+			return
+		}
+	}
+}
+
+// leave is what happens when the client has gone that started a process with a stdin: the
+// process lives on, and reads the end of its stdin, since nobody can write to it any more.
+func (f *follower) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTime)
+	defer cancel()
+	// A process that has ended is not found, and needs no end of its stdin.
+	if err := f.session.CloseStdin(ctx); err != nil && !fault.Is(err, fault.NotFound) {
+		f.log.DebugContext(ctx, "could not close the stdin of a command whose client has gone", "error", err)
+	}
+}
+
+// send sends one message. It is safe for concurrent use.
+func (f *follower) send(ctx context.Context, m []byte) error {
+	select {
+	case f.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-f.turn }()
+	if f.last {
+		return errEnded
+	}
+	return f.conn.Write(ctx, websocket.MessageText, m)
+}
+
+// end tells the client of the error that ends the WebSocket.
+func (f *follower) end(ctx context.Context, err error, status websocket.StatusCode) {
+	f.finish(ctx, f.dialect.failed(err, true), status)
+}
+
+// finish sends the last message and closes the WebSocket. Of several that want to have
+// the last word the first one has it; the others wait until it is said.
+func (f *follower) finish(ctx context.Context, m []byte, status websocket.StatusCode) {
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	defer f.cancel()
+	select {
+	case f.turn <- struct{}{}:
+	case <-ctx.Done():
+		return
+	}
+	if f.last {
+		<-f.turn
+		<-f.finished
+		return
+	}
+	f.last = true
+	err := f.conn.Write(ctx, websocket.MessageText, m)
+	<-f.turn
+	defer close(f.finished)
+	if err == nil {
+		_ = f.conn.Close(status, "") // the client may be gone, which is as good
+	}
+}

@@ -1,0 +1,210 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// tagLength is the number of characters of a tag that is made up.
+const tagLength = 12
+
+// Defaults of a terminal.
+const (
+	shell        = "/bin/bash"
+	terminalCols = 80
+	terminalRows = 24
+)
+
+// terminalEnv is what a terminal's environment has unless its client says otherwise.
+var terminalEnv = map[string]string{"TERM": "xterm-256color", "LANG": "C.UTF-8"}
+
+// Session is a process that somebody follows. Next belongs to one goroutine; the other
+// methods are safe for concurrent use.
+type Session interface {
+	Started() Started
+	// Next blocks for the next event; the last one is Exited.
+	Next() (Event, error)
+	// Write returns when the process's stdin, or terminal, has taken all of data.
+	Write(ctx context.Context, data []byte) error
+	CloseStdin(ctx context.Context) error
+	Resize(ctx context.Context, size TerminalSize) error
+	Kill(ctx context.Context) error
+	// Close stops following, unblocks Next and leaves the process alone.
+	Close() error
+}
+
+// Started names a process that was started.
+type Started struct {
+	PID uint32
+	Tag string // empty when the process was found by its pid
+}
+
+// Open starts a command. Its session does not end with ctx, which is only about the
+// start: who opened it closes it. A command with a terminal and without a name is the
+// login shell.
+func (p *Processes) Open(ctx context.Context, id string, cmd Command) (Session, error) {
+	prefix := "cmd-"
+	if cmd.Terminal != nil {
+		prefix = "pty-"
+		cmd = cmd.inTerminal()
+	}
+	if cmd.Tag == "" {
+		cmd.Tag = prefix + randomName(tagLength)
+	}
+	if err := cmd.validate(); err != nil {
+		return nil, err
+	}
+	s, err := p.newSession(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	s.started.Tag, s.terminal = cmd.Tag, cmd.Terminal != nil
+	if s.started.PID, s.events, err = p.host.Start(s.life, id, cmd); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// Follow says what to follow of a process that runs.
+type Follow struct {
+	Process Selector
+	// Replay is whether the latest output that was kept comes first.
+	Replay bool
+	// Terminal is whether what is written is for the process's terminal.
+	Terminal bool
+}
+
+// Connect follows a process that was started before. Like that of Open its session does
+// not end with ctx.
+func (p *Processes) Connect(ctx context.Context, id string, f Follow) (Session, error) {
+	s, err := p.newSession(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	s.started.Tag, s.terminal = f.Process.Tag, f.Terminal
+	if s.started.PID, s.events, err = p.host.Connect(s.life, id, f.Process, f.Replay); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// inTerminal fills in what the client of a terminal did not say.
+func (c Command) inTerminal() Command {
+	if c.Cmd == "" && len(c.Args) == 0 {
+		c.Cmd, c.Args = shell, []string{"-i", "-l"}
+	}
+	size := *c.Terminal
+	if size.Cols == 0 {
+		size.Cols = terminalCols
+	}
+	if size.Rows == 0 {
+		size.Rows = terminalRows
+	}
+	c.Terminal = &size
+	env := maps.Clone(terminalEnv)
+	maps.Copy(env, c.Env)
+	c.Env = env
+	return c
+}
+
+// session implements Session.
+type session struct {
+	core     *Service
+	id       string
+	host     HostProcesses
+	started  Started
+	terminal bool
+	events   EventStream
+	// life ends when the session is closed. A start that is cut off might leave a process
+	// that nobody knows of; so it does not end with the request that made the session.
+	life   context.Context
+	cancel context.CancelFunc
+	done   func()
+}
+
+// newSession begins the use of a sandbox.
+func (p *Processes) newSession(ctx context.Context, id string) (*session, error) {
+	done, err := p.core.use(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{core: p.core, id: id, host: p.host, done: done}
+	s.life, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return s, nil
+}
+
+func (s *session) Started() Started { return s.started }
+
+func (s *session) Next() (Event, error) {
+	ev, err := s.events.Next()
+	if err != nil {
+		return Event{}, s.why(err)
+	}
+	return ev, nil
+}
+
+func (s *session) Write(ctx context.Context, data []byte) error {
+	return s.host.SendInput(ctx, s.id, s.selector(), Input{Terminal: s.terminal, Data: data})
+}
+
+func (s *session) CloseStdin(ctx context.Context) error {
+	return s.host.CloseStdin(ctx, s.id, s.selector())
+}
+
+func (s *session) Resize(ctx context.Context, size TerminalSize) error {
+	return s.host.Resize(ctx, s.id, s.selector(), size)
+}
+
+func (s *session) Kill(ctx context.Context) error {
+	return s.host.Signal(ctx, s.id, s.selector(), SIGKILL)
+}
+
+func (s *session) selector() Selector { return Selector{PID: s.started.PID} }
+
+// Close only cancels what Next waits for: an event stream's own Close is not safe beside
+// its Next, and a canceled stream holds nothing.
+func (s *session) Close() error {
+	s.cancel()
+	s.done()
+	return nil
+}
+
+const (
+	// newsTime is how long the news of a sandbox's end may come after its streams broke.
+	newsTime = time.Second
+	newsPoll = 20 * time.Millisecond
+)
+
+// why is the error of a stream that ended before its process. A broken connection to a
+// sandbox is mostly the sandbox's own end, and who follows a process wants to know that.
+func (s *session) why(err error) error {
+	if errors.Is(err, io.EOF) {
+		err = fault.Wrap(err, fault.AgentError, "the sandbox went away before the command had ended")
+	}
+	if !fault.Is(err, fault.AgentError) && !fault.Is(err, fault.HostUnavailable) {
+		return err // the host's or the guest's own word
+	}
+	ctx, cancel := context.WithTimeout(s.life, newsTime)
+	defer cancel()
+	tick := time.NewTicker(newsPoll)
+	defer tick.Stop()
+	for {
+		sb, found := s.core.store.Get(ctx, s.id)
+		switch {
+		case fault.Is(found, fault.NotFound), found == nil && sb.Status == Stopping && sb.Reason == "":
+			return fault.Wrap(err, fault.NotFound, "sandbox %q was deleted", s.id)
+		case found == nil && sb.Status != Running:
+			return fault.Wrap(err, fault.InvalidState, "sandbox %q ended: %s", s.id, sb.Reason)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
