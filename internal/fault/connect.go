@@ -20,6 +20,7 @@ var connectCodes = map[Code]connect.Code{
 	RateLimited:      connect.CodeResourceExhausted,
 	Canceled:         connect.CodeCanceled,
 	Internal:         connect.CodeInternal,
+	Unknown:          connect.CodeUnknown,
 	NotImplemented:   connect.CodeUnimplemented,
 	AgentError:       connect.CodeUnavailable,
 	HostUnavailable:  connect.CodeUnavailable,

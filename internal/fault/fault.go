@@ -29,6 +29,7 @@ const (
 	RateLimited      Code = "rate_limited"       // 429
 	Canceled         Code = "canceled"           // 499, the client went away
 	Internal         Code = "internal_error"     // 500
+	Unknown          Code = "unknown_error"      // 500, what the E2B contract gives no better name
 	NotImplemented   Code = "not_implemented"    // 501
 	AgentError       Code = "agent_error"        // 502, the guest daemon failed or is gone
 	HostUnavailable  Code = "host_unavailable"   // 503

@@ -19,6 +19,7 @@ var statuses = map[Code]int{
 	RateLimited:      http.StatusTooManyRequests,
 	Canceled:         499,
 	Internal:         http.StatusInternalServerError,
+	Unknown:          http.StatusInternalServerError,
 	NotImplemented:   http.StatusNotImplemented,
 	AgentError:       http.StatusBadGateway,
 	HostUnavailable:  http.StatusServiceUnavailable,

@@ -19,6 +19,8 @@ type User struct {
 	// Groups are the groups beside GID that name the user as a member.
 	Groups []uint32
 	Home   string
+	// Shell is what a login starts.
+	Shell string
 }
 
 // Users reads the accounts of the system from files in the formats of passwd(5) and
@@ -136,9 +138,12 @@ func parsePasswd(data []byte) (map[string]User, map[uint32]string) {
 		if err != nil {
 			return
 		}
-		user := User{Name: f[0], UID: uint32(uid), GID: uint32(gid), Home: f[5]}
+		user := User{Name: f[0], UID: uint32(uid), GID: uint32(gid), Home: f[5], Shell: f[6]}
 		if user.Home == "" {
 			user.Home = "/"
+		}
+		if user.Shell == "" {
+			user.Shell = "/bin/sh" // as passwd(5) says
 		}
 		if _, taken := byName[user.Name]; !taken {
 			byName[user.Name] = user

@@ -15,6 +15,8 @@ type Kind uint8
 const (
 	Stdout Kind = iota + 1
 	Stderr
+	// Terminal is output of a process that has a terminal, which has no other.
+	Terminal
 	// Idle is no event of the process: nothing came for as long as the reader asked to
 	// wait.
 	Idle
@@ -62,30 +64,36 @@ func endOf(status unix.WaitStatus, timedOut bool) End {
 }
 
 // Sizes of the pieces that output is read in, in bytes. The large one is used once a small
-// one has come back full: then much is waiting, and fewer, larger pieces cost less.
+// one has come back full: then much is waiting, and fewer, larger pieces cost less. That of
+// terminals is what their clients expect.
 const (
-	smallBuffer = 32 << 10
-	largeBuffer = 256 << 10
+	terminalBuffer = 16 << 10
+	smallBuffer    = 32 << 10
+	largeBuffer    = 256 << 10
 )
 
 var (
-	smallBuffers = sync.Pool{New: func() any { return &buffer{data: make([]byte, smallBuffer)} }}
-	largeBuffers = sync.Pool{New: func() any { return &buffer{data: make([]byte, largeBuffer)} }}
+	terminalBuffers = bufferPool(terminalBuffer)
+	smallBuffers    = bufferPool(smallBuffer)
+	largeBuffers    = bufferPool(largeBuffer)
 )
+
+func bufferPool(size int) *sync.Pool {
+	pool := new(sync.Pool)
+	pool.New = func() any { return &buffer{data: make([]byte, size), home: pool} }
+	return pool
+}
 
 // buffer is pooled memory that several subscribers may hold at once; the last one to let
 // it go returns it to its pool. One that is never let go is garbage like any other.
 type buffer struct {
 	data []byte
+	home *sync.Pool
 	refs atomic.Int32
 }
 
 // newBuffer returns a buffer with one reference, the caller's.
-func newBuffer(large bool) *buffer {
-	pool := &smallBuffers
-	if large {
-		pool = &largeBuffers
-	}
+func newBuffer(pool *sync.Pool) *buffer {
 	b := pool.Get().(*buffer)
 	b.refs.Store(1)
 	return b
@@ -94,12 +102,7 @@ func newBuffer(large bool) *buffer {
 func (b *buffer) retain() { b.refs.Add(1) }
 
 func (b *buffer) release() {
-	if b.refs.Add(-1) > 0 {
-		return
+	if b.refs.Add(-1) == 0 {
+		b.home.Put(b)
 	}
-	if len(b.data) == largeBuffer {
-		largeBuffers.Put(b)
-		return
-	}
-	smallBuffers.Put(b)
 }

@@ -42,10 +42,15 @@ type Manager struct {
 	reaper  *reaper
 	spawner *spawner
 	wg      sync.WaitGroup
+	stop    chan struct{} // closed by Close
 
 	mu     sync.Mutex
 	closed bool
 	live   map[int]*Process
+	// ended are the processes that ended lately, the latest last, and endedKept the memory
+	// of their kept output, in bytes.
+	ended     []*ended
+	endedKept int
 	// lingering are pipes that outlive their process in the hands of its descendants.
 	lingering map[*os.File]struct{}
 }
@@ -57,6 +62,7 @@ func NewManager(cfg Config) *Manager {
 		logger:    cfg.Logger,
 		reaper:    newReaper(cfg.ReapOrphans, cfg.Logger),
 		spawner:   &spawner{},
+		stop:      make(chan struct{}),
 		live:      make(map[int]*Process),
 		lingering: make(map[*os.File]struct{}),
 	}
@@ -82,22 +88,55 @@ type Selector struct {
 func (m *Manager) Find(sel Selector) (*Process, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if sel.Tag == nil {
-		if p, ok := m.live[sel.PID]; ok {
-			return p, nil
+	return sel.found(m.findLive(sel))
+}
+
+// FindRecent is Find that also knows the processes which ended lately. One that is running
+// comes before all that have ended.
+func (m *Manager) FindRecent(sel Selector) (*Process, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p := m.findLive(sel); p != nil {
+		return p, nil
+	}
+	for _, e := range slices.Backward(m.ended) {
+		if sel.names(e.Process) {
+			return e.Process, nil
 		}
-		return nil, fault.New(fault.NotFound, "process with pid %d not found", sel.PID)
+	}
+	return sel.found(nil)
+}
+
+// findLive returns the newest running process that sel names, or nil.
+func (m *Manager) findLive(sel Selector) *Process {
+	if sel.Tag == nil {
+		return m.live[sel.PID]
 	}
 	var newest *Process
 	for _, p := range m.live {
-		if p.spec.Tag != nil && *p.spec.Tag == *sel.Tag && (newest == nil || p.started.After(newest.started)) {
+		if sel.names(p) && (newest == nil || p.started.After(newest.started)) {
 			newest = p
 		}
 	}
-	if newest == nil {
-		return nil, fault.New(fault.NotFound, "process with tag '%s' not found", *sel.Tag)
+	return newest
+}
+
+func (sel Selector) names(p *Process) bool {
+	if sel.Tag == nil {
+		return p.pid == sel.PID
 	}
-	return newest, nil
+	return p.spec.Tag != nil && *p.spec.Tag == *sel.Tag
+}
+
+// found returns p, or that there is no such process.
+func (sel Selector) found(p *Process) (*Process, error) {
+	switch {
+	case p != nil:
+		return p, nil
+	case sel.Tag == nil:
+		return nil, fault.New(fault.NotFound, "process with pid %d not found", sel.PID)
+	}
+	return nil, fault.New(fault.NotFound, "process with tag '%s' not found", *sel.Tag)
 }
 
 // List returns the running processes, oldest first.
@@ -124,6 +163,7 @@ func (m *Manager) Close() {
 		return
 	}
 	m.closed = true
+	close(m.stop)
 	left := make([]*Process, 0, len(m.live))
 	for _, p := range m.live {
 		left = append(left, p)
@@ -155,12 +195,4 @@ func (m *Manager) add(p *Process) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.live[p.pid] = p
-}
-
-func (m *Manager) remove(p *Process) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.live[p.pid] == p {
-		delete(m.live, p.pid)
-	}
 }

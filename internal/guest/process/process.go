@@ -2,7 +2,6 @@ package process
 
 import (
 	"errors"
-	"os"
 	"sync"
 	"time"
 
@@ -17,32 +16,35 @@ import (
 // and is read in any case.
 const exitGrace = 500 * time.Millisecond
 
-// Process is a running process. It is safe for concurrent use, and goes by itself when
-// the process has ended.
+// Process is a process that was started. It is safe for concurrent use, and goes by itself
+// some time after the process has ended.
 type Process struct {
-	manager        *Manager
-	spec           Spec
-	pid            int
-	started        time.Time
-	exited         <-chan unix.WaitStatus
-	stdout, stderr *os.File
-	stdin          *input
-
-	mu          sync.Mutex
-	subscribers map[*Subscription]struct{}
-	over        bool
-	end         End // valid once over
+	manager *Manager
+	spec    Spec
+	pid     int
+	started time.Time
+	exited  <-chan unix.WaitStatus
+	files   *files
+	input   *input
+	output  output
+	gone    chan struct{} // closed when the process has ended
 }
 
 // PID returns the process's id, as seen by everything in the sandbox.
 func (p *Process) PID() int { return p.pid }
 
-// Spec returns what the process was started with.
+// Spec returns what the process was started with, without its environment.
 func (p *Process) Spec() Spec { return p.spec }
 
-// Signal sends sig to the process and its whole group.
+// Signal sends sig to the process and its whole group; of a terminal, to the job in its
+// foreground as well.
 func (p *Process) Signal(sig unix.Signal) error {
-	err := p.manager.reaper.signalGroup(p.pid, sig)
+	err := p.manager.reaper.whileAlive(p.pid, func() error {
+		if p.files.master != nil {
+			return p.signalTerminal(sig)
+		}
+		return unix.Kill(-p.pid, sig)
+	})
 	switch {
 	case errors.Is(err, unix.ESRCH):
 		return fault.New(fault.NotFound, "process with pid %d not found", p.pid)
@@ -54,33 +56,31 @@ func (p *Process) Signal(sig unix.Signal) error {
 
 // Subscribe returns a subscription to all that the process prints from now on and to its
 // end, also when that has already come.
-func (p *Process) Subscribe() *Subscription {
-	sub := newSubscription(stallLimit, p.forget)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.over {
-		sub.push(Event{Kind: Ended, End: p.end})
-		return sub
-	}
-	p.subscribers[sub] = struct{}{}
-	return sub
-}
+func (p *Process) Subscribe() *Subscription { return p.output.subscribe(false) }
+
+// Replay is Subscribe with what is kept of the latest output before. Nothing is missing
+// between the two and nothing comes twice.
+func (p *Process) Replay() *Subscription { return p.output.subscribe(true) }
 
 // run sees the process through to its end.
 func (p *Process) run() {
 	defer p.manager.wg.Done()
 	var pumps sync.WaitGroup
-	pumps.Go(func() { p.pump(p.stdout, Stdout) })
-	pumps.Go(func() { p.pump(p.stderr, Stderr) })
+	for _, out := range p.files.outlets() {
+		pumps.Go(func() { p.pump(out.file, out.kind) })
+	}
 
 	status, timedOut := p.wait()
-	p.manager.remove(p)
-	p.stdin.close()
-	// Setting a deadline on a pipe that its pump has closed fails, and needs no deadline.
-	_ = p.stdout.SetReadDeadline(time.Now().Add(exitGrace))
-	_ = p.stderr.SetReadDeadline(time.Now().Add(exitGrace))
+	p.manager.retire(p)
+	close(p.gone)
+	p.input.close()
+	for _, out := range p.files.outlets() {
+		// On a file that its pump has closed this fails, and needs no deadline.
+		_ = out.file.SetReadDeadline(time.Now().Add(exitGrace))
+	}
 	pumps.Wait()
-	p.finish(endOf(status, timedOut))
+	p.output.finish(endOf(status, timedOut))
+	p.manager.settle(p)
 }
 
 // wait returns when the process has ended, and ends it when its limit has passed.
@@ -88,12 +88,16 @@ func (p *Process) wait() (status unix.WaitStatus, timedOut bool) {
 	if p.spec.Limit <= 0 {
 		return <-p.exited, false
 	}
-	limit := time.NewTimer(time.Until(p.started.Add(p.spec.Limit)))
-	defer limit.Stop()
-	select {
-	case status = <-p.exited:
-		return status, false
-	case <-limit.C:
+	var limit countdown
+	limit.start(p.spec.Limit)
+	defer limit.stop()
+	for passed := false; !passed; {
+		select {
+		case status = <-p.exited:
+			return status, false
+		case <-limit.timer.C:
+			passed = limit.over()
+		}
 	}
 	// If it has just ended by itself there is nothing to kill, and its own end counts.
 	err := p.Signal(unix.SIGKILL)
@@ -101,42 +105,4 @@ func (p *Process) wait() (status unix.WaitStatus, timedOut bool) {
 		p.manager.logger.Error("kill a process whose time is over", "pid", p.pid, "err", err)
 	}
 	return <-p.exited, err == nil
-}
-
-// publish gives a piece of output to every subscriber, and takes over the caller's
-// reference. It waits for those that have no room.
-func (p *Process) publish(kind Kind, b *buffer, n int) {
-	defer b.release()
-	ev := Event{Kind: kind, Data: b.data[:n], from: b}
-	// One subscriber is the rule and gets its copy of the list without allocation.
-	var few [4]*Subscription
-	p.mu.Lock()
-	subs := few[:0]
-	for sub := range p.subscribers {
-		subs = append(subs, sub)
-	}
-	p.mu.Unlock()
-	for _, sub := range subs {
-		b.retain()
-		if !sub.push(ev) {
-			p.forget(sub)
-		}
-	}
-}
-
-func (p *Process) forget(sub *Subscription) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.subscribers, sub)
-}
-
-// finish tells every subscriber, and all that come later, how the process ended.
-func (p *Process) finish(end End) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.over, p.end = true, end
-	for sub := range p.subscribers {
-		sub.push(Event{Kind: Ended, End: end}) // always has room
-	}
-	p.subscribers = nil
 }

@@ -98,6 +98,7 @@ func shell(script string) Spec {
 // result is all that a process said.
 type result struct {
 	stdout, stderr bytes.Buffer
+	terminal       bytes.Buffer
 	end            End
 }
 
@@ -119,6 +120,8 @@ func collect(t *testing.T, sub *Subscription) *result {
 			r.stdout.Write(ev.Data)
 		case Stderr:
 			r.stderr.Write(ev.Data)
+		case Terminal:
+			r.terminal.Write(ev.Data)
 		case Ended:
 			r.end, ended = ev.End, true
 		}
@@ -285,7 +288,7 @@ func TestWritingToAProcessThatDoesNotReadCanBeCanceled(t *testing.T) {
 	go func() { done <- p.WriteStdin(ctx, make([]byte, 1<<20)) }()
 	eventually(t, "the pipe is full", func() bool {
 		queued := 0
-		raw, err := p.stdin.file.SyscallConn()
+		raw, err := p.files.stdin.SyscallConn()
 		if err == nil {
 			err = raw.Control(func(fd uintptr) { queued, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -12,14 +13,20 @@ import (
 
 // pump carries what the process writes into f to the subscribers. It returns when f is
 // closed by all who can write to it, or when the process has ended, its grace is over and
-// what was in the pipe has been read; the pipe then drains on its own.
+// what was in f has been read; the rest then drains on its own.
 func (p *Process) pump(f *os.File, kind Kind) {
-	large := false
-	for {
-		b, n, err := readPipe(f, large)
+	first, pool := smallBuffers, smallBuffers
+	if kind == Terminal {
+		first, pool = terminalBuffers, terminalBuffers
+	}
+	for last := false; ; {
+		b, n, err := read(f, pool)
 		if n > 0 {
-			large = n == len(b.data)
-			p.publish(kind, b, n)
+			full := n == len(b.data)
+			p.output.publish(kind, b, n)
+			if pool = first; full && kind != Terminal {
+				pool = largeBuffers
+			}
 		}
 		switch {
 		case err == nil:
@@ -27,6 +34,8 @@ func (p *Process) pump(f *os.File, kind Kind) {
 			p.pumpRest(f, kind)
 			p.manager.drain(f)
 			return
+		case errors.Is(err, unix.EIO) && kind == Terminal && !last:
+			last = p.awaitReopening()
 		default:
 			_ = f.Close()
 			return
@@ -34,12 +43,16 @@ func (p *Process) pump(f *os.File, kind Kind) {
 	}
 }
 
-// pumpRest publishes what is in the pipe now. It is bounded by what a pipe can hold, since
-// a descendant may be writing faster than it is read.
+// pumpRest publishes what is in f now. It is bounded by what a pipe can hold, since a
+// descendant may be writing faster than it is read.
 func (p *Process) pumpRest(f *os.File, kind Kind) {
 	_ = f.SetReadDeadline(time.Time{})
+	pool := largeBuffers
+	if kind == Terminal {
+		pool = terminalBuffers
+	}
 	for rest := pipeSize; rest > 0; {
-		b := newBuffer(true)
+		b := newBuffer(pool)
 		n := 0
 		if raw, err := f.SyscallConn(); err == nil {
 			_ = raw.Read(func(fd uintptr) bool {
@@ -52,13 +65,13 @@ func (p *Process) pumpRest(f *os.File, kind Kind) {
 			return
 		}
 		rest -= n
-		p.publish(kind, b, n)
+		p.output.publish(kind, b, n)
 	}
 }
 
-// readPipe waits until f has something and reads it. Memory is taken only then: a process
-// that prints nothing costs none.
-func readPipe(f *os.File, large bool) (*buffer, int, error) {
+// read waits until f has something and reads it. Memory is taken only then: a process that
+// prints nothing costs none.
+func read(f *os.File, pool *sync.Pool) (*buffer, int, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, 0, err
@@ -67,7 +80,7 @@ func readPipe(f *os.File, large bool) (*buffer, int, error) {
 	var n int
 	var readErr error
 	err = raw.Read(func(fd uintptr) bool {
-		b = newBuffer(large)
+		b = newBuffer(pool)
 		n, readErr = readRetry(int(fd), b.data)
 		if n > 0 {
 			return true
@@ -108,7 +121,7 @@ func (m *Manager) drain(f *os.File) {
 	m.lingering[f] = struct{}{}
 	m.wg.Go(func() {
 		for {
-			b, _, err := readPipe(f, false)
+			b, _, err := read(f, smallBuffers)
 			if err != nil {
 				break
 			}

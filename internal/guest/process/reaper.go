@@ -61,15 +61,15 @@ func (r *reaper) launch(fork func() (int, error)) (int, <-chan unix.WaitStatus, 
 	return pid, exited, nil
 }
 
-// signalGroup sends sig to the process group that the child pid leads. It returns ESRCH
-// when the child has ended.
-func (r *reaper) signalGroup(pid int, sig unix.Signal) error {
+// whileAlive calls do, during which pid is the child's and no other process's. It returns
+// ESRCH when the child has ended.
+func (r *reaper) whileAlive(pid int, do func() error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, alive := r.waiting[pid]; !alive {
 		return unix.ESRCH
 	}
-	return unix.Kill(-pid, sig)
+	return do()
 }
 
 // close ends the reaper. Children that end later stay zombies.

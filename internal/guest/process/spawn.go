@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,12 +21,8 @@ import (
 //
 // It is safe for concurrent use. It lives from its constructor to close.
 type spawner struct {
-	// cgroup is a cgroup v2, which clone3(2) can put a child into.
-	cgroup *os.File
-	// thread runs what it is sent on a thread in a cgroup v1: a child is born in the cgroup
-	// of the thread that forks it.
-	thread chan func()
-
+	// cgroup is a cgroup v2, which clone3(2) can put a child into; nil sets no limit.
+	cgroup    *os.File
 	closeOnce sync.Once
 }
 
@@ -36,55 +31,29 @@ func (s *spawner) forkExec(path string, argv []string, attr *syscall.ProcAttr) (
 	if s.cgroup != nil {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(s.cgroup.Fd())
 	}
-	if s.thread == nil {
-		return syscall.ForkExec(path, argv, attr)
-	}
-	done := make(chan struct{})
-	s.thread <- func() {
-		defer close(done)
-		pid, err = syscall.ForkExec(path, argv, attr)
-	}
-	<-done
-	return pid, err
+	return syscall.ForkExec(path, argv, attr)
 }
 
 // close gives back what the limit needed. Nothing may be forked afterwards.
 func (s *spawner) close() {
 	s.closeOnce.Do(func() {
-		if s.thread != nil {
-			close(s.thread)
-		}
 		if s.cgroup != nil {
 			_ = s.cgroup.Close()
 		}
 	})
 }
 
-// newLimitedSpawner returns a spawner of at most limit processes. It mounts a hierarchy
-// of cgroups at dir and makes one called name in it.
+// newLimitedSpawner returns a spawner of at most limit processes. It mounts the hierarchy
+// of cgroups v2 at dir and makes one called name in it.
 //
-// Version 2 comes first. Under gVisor it is the only one that holds: there each of version
-// 1's controllers has a hierarchy of its own, and a fork is charged to one of them by
-// chance, so that most forks pass the limit of pids by.
-func newLimitedSpawner(dir, name string, limit int) (*spawner, error) {
+// Version 1 would not hold under gVisor: there each of its controllers has a hierarchy of
+// its own, and a fork is charged to one of them by chance.
+func newLimitedSpawner(dir, name string, limit int) (_ *spawner, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the cgroup mount point: %w", err)
 	}
-	s, unifiedErr := unifiedSpawner(dir, name, limit)
-	if unifiedErr == nil {
-		return s, nil
-	}
-	s, err := threadSpawner(dir, name, limit)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("cgroup v2: %w", unifiedErr), fmt.Errorf("cgroup v1: %w", err))
-	}
-	return s, nil
-}
-
-// unifiedSpawner limits by cgroup v2.
-func unifiedSpawner(dir, name string, limit int) (_ *spawner, err error) {
 	if err := unix.Mount("none", dir, "cgroup2", 0, ""); err != nil {
-		return nil, fmt.Errorf("mount: %w", err)
+		return nil, fmt.Errorf("mount cgroup v2: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -117,42 +86,6 @@ func unifiedSpawner(dir, name string, limit int) (_ *spawner, err error) {
 		return nil, err
 	}
 	return &spawner{cgroup: cgroup}, nil
-}
-
-// threadSpawner limits by cgroup v1.
-func threadSpawner(dir, name string, limit int) (_ *spawner, err error) {
-	if err := unix.Mount("none", dir, "cgroup", 0, "pids"); err != nil {
-		return nil, fmt.Errorf("mount: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, unix.Unmount(dir, 0))
-		}
-	}()
-	group := filepath.Join(dir, name)
-	if err := mkdirIfMissing(group); err != nil {
-		return nil, err
-	}
-	// The forking thread is a member and not one of the user's processes.
-	if err := setControl(group, "pids.max", strconv.Itoa(limit+1)); err != nil {
-		return nil, err
-	}
-	s := &spawner{thread: make(chan func())}
-	joined := make(chan error)
-	go func() {
-		// Never unlocked: the thread must not go back to the scheduler, which would run
-		// other goroutines inside the limit, and ends with this goroutine.
-		runtime.LockOSThread()
-		err := setControl(group, "tasks", strconv.Itoa(unix.Gettid()))
-		joined <- err
-		if err != nil {
-			return
-		}
-		for fork := range s.thread {
-			fork()
-		}
-	}()
-	return s, <-joined
 }
 
 func mkdirIfMissing(dir string) error {

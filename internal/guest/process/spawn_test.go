@@ -1,14 +1,13 @@
 package process
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -67,14 +66,17 @@ func TestOrphansAreReaped(t *testing.T) {
 // afterwards.
 func limited(t *testing.T, limit int) (*Manager, string) {
 	t.Helper()
-	if controllers, err := os.ReadFile("/proc/cgroups"); err != nil || !hasV1Pids(controllers) {
-		t.Skip("this kernel has no cgroup v1 hierarchy with the pids controller")
-	}
 	// Not t.TempDir, which removes all that is in it, and this gets the cgroups of the
 	// whole machine.
 	mount, err := os.MkdirTemp("", "wrenn-test-cgroup-")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !hasPids(t, mount) {
+		if err := os.Remove(mount); err != nil {
+			t.Error(err)
+		}
+		t.Skip("this machine's cgroups are version 1, as far as processes are counted")
 	}
 	name := fmt.Sprintf("wrenn-test-%d", os.Getpid())
 	m := NewManager(Config{Logger: slog.New(slog.DiscardHandler), MaxProcesses: limit, CgroupMount: mount, CgroupName: name})
@@ -96,6 +98,19 @@ func limited(t *testing.T, limit int) (*Manager, string) {
 	return m, filepath.Join(mount, name)
 }
 
+// hasPids says whether cgroups of version 2 can limit processes here.
+func hasPids(t *testing.T, mount string) bool {
+	t.Helper()
+	if err := unix.Mount("none", mount, "cgroup2", 0, ""); err != nil {
+		return false
+	}
+	controllers, err := os.ReadFile(filepath.Join(mount, "cgroup.controllers"))
+	if err := errors.Join(err, unix.Unmount(mount, 0)); err != nil {
+		t.Fatal(err)
+	}
+	return slices.Contains(strings.Fields(string(controllers)), "pids")
+}
+
 // killMembers kills what a test has put into a cgroup and orphaned.
 func killMembers(group string) {
 	procs, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
@@ -103,23 +118,10 @@ func killMembers(group string) {
 		return
 	}
 	for field := range strings.FieldsSeq(string(procs)) {
-		// The forking thread, while it lasts, shows up as this program.
 		if pid, err := strconv.Atoi(field); err == nil && pid != os.Getpid() {
 			_ = unix.Kill(pid, unix.SIGKILL)
 		}
 	}
-}
-
-// hasV1Pids says whether the pids controller is in a hierarchy of version 1, whose number
-// is not 0.
-func hasV1Pids(controllers []byte) bool {
-	lines := bufio.NewScanner(bytes.NewReader(controllers))
-	for lines.Scan() {
-		if f := strings.Fields(lines.Text()); len(f) > 1 && f[0] == "pids" {
-			return f[1] != "0"
-		}
-	}
-	return false
 }
 
 func TestProcessesAreLimited(t *testing.T) {

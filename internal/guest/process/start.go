@@ -33,9 +33,14 @@ type Spec struct {
 	User User
 	// Stdin gives the process a pipe that WriteStdin writes to; else it reads /dev/null.
 	Stdin bool
+	// Terminal gives the process a terminal of this size instead of pipes, as the
+	// controlling terminal of its session; Stdin then means nothing. A size without
+	// columns or rows is 80 by 24.
+	Terminal *Size
 	// Tag is a name to find the process by, if any.
 	Tag *string
-	// Limit is how long the process may run, from its start; 0 means for ever.
+	// Limit is how long the process may run, from its start, not counting the time in which
+	// the sandbox is paused; 0 means for ever.
 	Limit time.Duration
 	// Requested is how the caller described the process, kept for List.
 	Requested Requested
@@ -50,10 +55,6 @@ type Requested struct {
 // defaultPath is searched when the environment has no PATH.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// pipeSize is what an output pipe holds, in bytes. With the kernel's default of 64 KiB a
-// process that prints much is woken for every second read of a small buffer.
-const pipeSize = 256 << 10
-
 // Start starts a process and subscribes to it before it can print anything.
 func (m *Manager) Start(_ context.Context, spec Spec) (*Process, *Subscription, error) {
 	if err := spec.check(); err != nil {
@@ -63,9 +64,9 @@ func (m *Manager) Start(_ context.Context, spec Spec) (*Process, *Subscription, 
 	if err != nil {
 		return nil, nil, err
 	}
-	files, err := openPipes(spec.Stdin)
+	files, err := spec.open()
 	if err != nil {
-		return nil, nil, fault.Wrap(err, fault.Internal, "the pipes of the command could not be made")
+		return nil, nil, err
 	}
 	defer files.closeChild()
 
@@ -81,10 +82,10 @@ func (m *Manager) Start(_ context.Context, spec Spec) (*Process, *Subscription, 
 		files.closeParent()
 		return nil, nil, m.startError(err, &spec)
 	}
+	spec.Env = nil // as long as all the rest, and of no more use
 	p := &Process{
 		manager: m, spec: spec, pid: pid, started: time.Now(), exited: exited,
-		stdout: files.stdout, stderr: files.stderr, stdin: newInput(files.stdin),
-		subscribers: make(map[*Subscription]struct{}),
+		files: files, input: newInput(files), gone: make(chan struct{}),
 	}
 	sub := p.Subscribe()
 	m.add(p)
@@ -103,13 +104,36 @@ func (m *Manager) enter() bool {
 	return true
 }
 
-func (s *Spec) attributes(files *pipes) *syscall.ProcAttr {
+// open opens what the process reads and writes.
+func (s *Spec) open() (*files, error) {
+	if s.Terminal == nil {
+		pipes, err := openPipes(s.Stdin, s.User)
+		if err != nil {
+			return nil, fault.Wrap(err, fault.Internal, "the pipes of the command could not be made")
+		}
+		return pipes, nil
+	}
+	size := *s.Terminal
+	if size.Cols == 0 || size.Rows == 0 {
+		size = defaultSize
+	}
+	terminal, err := openTerminal(size, s.User)
+	switch {
+	case errors.Is(err, unix.ENOSPC):
+		return nil, fault.Wrap(err, fault.RateLimited, "the sandbox has no more terminals; end some and try again")
+	case err != nil:
+		return nil, fault.Wrap(err, fault.Internal, "the terminal of the command could not be made")
+	}
+	return terminal, nil
+}
+
+func (s *Spec) attributes(files *files) *syscall.ProcAttr {
 	attr := &syscall.ProcAttr{
 		Dir:   s.Dir,
 		Env:   s.Env,
 		Files: []uintptr{uintptr(files.child[0]), uintptr(files.child[1]), uintptr(files.child[2])},
 		// A session of its own: signals reach the whole group and nothing else.
-		Sys: &syscall.SysProcAttr{Setsid: true},
+		Sys: &syscall.SysProcAttr{Setsid: true, Setctty: files.master != nil},
 	}
 	// Setting even one's own identity needs a right that only root has.
 	if unix.Geteuid() == 0 || int(s.User.UID) != unix.Geteuid() {
@@ -211,69 +235,4 @@ const executeBits = 0o111
 
 func executable(info os.FileInfo) bool {
 	return info.Mode().IsRegular() && info.Mode().Perm()&executeBits != 0
-}
-
-// pipes are the two sides of a process's standard streams.
-type pipes struct {
-	child          [3]int
-	stdin          *os.File // nil: the process reads /dev/null
-	stdout, stderr *os.File
-}
-
-func openPipes(stdin bool) (p *pipes, err error) {
-	p = &pipes{child: [3]int{-1, -1, -1}}
-	defer func() {
-		if err != nil {
-			p.closeChild()
-			p.closeParent()
-		}
-	}()
-	if stdin {
-		if p.child[0], p.stdin, err = pipe(0); err != nil {
-			return p, err
-		}
-	} else if p.child[0], err = unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
-		return p, err
-	}
-	if p.child[1], p.stdout, err = pipe(1); err != nil {
-		return p, err
-	}
-	p.child[2], p.stderr, err = pipe(1)
-	return p, err
-}
-
-// pipe returns the child's end of a new pipe, the reading one (0) or the writing one (1),
-// and the other end for the daemon, which must not block a thread.
-func pipe(childEnd int) (int, *os.File, error) {
-	var ends [2]int
-	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
-		return -1, nil, err
-	}
-	ours := ends[1-childEnd]
-	if err := unix.SetNonblock(ours, true); err != nil {
-		_ = unix.Close(ends[0])
-		_ = unix.Close(ends[1])
-		return -1, nil, err
-	}
-	if childEnd == 1 {
-		// Refused where the user has many pipes; the default size works as well, slower.
-		_, _ = unix.FcntlInt(uintptr(ours), unix.F_SETPIPE_SZ, pipeSize)
-	}
-	return ends[childEnd], os.NewFile(uintptr(ours), "pipe"), nil
-}
-
-func (p *pipes) closeChild() {
-	for _, fd := range p.child {
-		if fd >= 0 {
-			_ = unix.Close(fd)
-		}
-	}
-}
-
-func (p *pipes) closeParent() {
-	for _, f := range []*os.File{p.stdin, p.stdout, p.stderr} {
-		if f != nil {
-			_ = f.Close()
-		}
-	}
 }

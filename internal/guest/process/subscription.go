@@ -18,7 +18,8 @@ const (
 
 // stallLimit is how long a subscriber may take nothing at all while output waits for it.
 // Until then it slows the process, as a terminal does; then it is cut off, so that a
-// client which is stuck cannot hold a process, or its other subscribers, for ever.
+// client which is stuck cannot hold a process, or its other subscribers, for ever. Time in
+// which the sandbox is paused does not count.
 const stallLimit = 30 * time.Second
 
 // Subscription is one reader's view of a process: its output from the moment of
@@ -45,6 +46,19 @@ func newSubscription(stall time.Duration, leave func(*Subscription)) *Subscripti
 		gone:  make(chan struct{}),
 		stall: stall,
 		leave: leave,
+	}
+}
+
+// begin makes events the first that the subscription brings.
+func (s *Subscription) begin(events []Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending = events
+	for _, ev := range events {
+		s.bytes += len(ev.Data)
+	}
+	if len(events) > 0 {
+		give(s.ready)
 	}
 }
 
@@ -98,16 +112,20 @@ func (s *Subscription) Close() {
 // push hands an event over, waiting for room. It takes over the caller's reference and
 // says whether the subscriber is still there.
 func (s *Subscription) push(ev Event) bool {
-	var stalled alarm
+	var stalled countdown
 	defer stalled.stop()
 	for {
 		if accepted, over := s.offer(ev); accepted || over {
 			return accepted
 		}
+		stalled.start(s.stall)
 		select {
 		case <-s.room:
 		case <-s.gone:
-		case <-stalled.after(s.stall):
+		case <-stalled.timer.C:
+			if !stalled.over() {
+				continue
+			}
 			s.finish(fault.New(fault.RateLimited,
 				"the output was not read for %v, so the stream was ended; the process goes on", s.stall))
 		}

@@ -89,10 +89,10 @@ func TestStalledReaderIsCutOff(t *testing.T) {
 	spec := shell("read go; head -c 16000000 /dev/zero")
 	spec.Stdin = true
 	p, other := start(t, m, spec)
-	sub := newSubscription(50*time.Millisecond, p.forget)
-	p.mu.Lock()
-	p.subscribers[sub] = struct{}{}
-	p.mu.Unlock()
+	sub := newSubscription(50*time.Millisecond, p.output.forget)
+	p.output.mu.Lock()
+	p.output.subscribers[sub] = struct{}{}
+	p.output.mu.Unlock()
 	if err := p.WriteStdin(t.Context(), []byte("go\n")); err != nil {
 		t.Fatal(err)
 	}

@@ -2,11 +2,7 @@ package rpc
 
 import (
 	"context"
-	"errors"
-	"io"
 	"net/http"
-	"strconv"
-	"time"
 
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
@@ -20,17 +16,13 @@ import (
 )
 
 // processService is the Connect service process.Process.
-type processService struct {
-	processconnect.UnimplementedProcessHandler
-	server *Server
-}
+type processService struct{ server *Server }
+
+var _ processconnect.ProcessHandler = processService{}
 
 // Start runs a command and sends its output until it ends. The client's going away ends
 // the stream and not the command.
 func (s processService) Start(ctx context.Context, req *connect.Request[processpb.StartRequest], stream *connect.ServerStream[processpb.StartResponse]) error {
-	if req.Msg.GetPty() != nil {
-		return fault.New(fault.NotImplemented, "terminals are not supported by this version")
-	}
 	user, err := s.server.user(req.Header())
 	if err != nil {
 		return err
@@ -44,24 +36,52 @@ func (s processService) Start(ctx context.Context, req *connect.Request[processp
 		return err
 	}
 	defer sub.Close()
-
-	out := &processpb.StartResponse{Event: &processpb.ProcessEvent{
-		Event: &processpb.ProcessEvent_Start{Start: &processpb.ProcessEvent_StartEvent{Pid: uint32(p.PID())}},
-	}}
-	if err := stream.Send(out); err != nil {
-		return clientGone(err)
-	}
-	return sendEvents(ctx, sub, spec.Limit, keepAlive(req.Header()), func(ev *processpb.ProcessEvent) error {
+	out := &processpb.StartResponse{}
+	return sendEvents(ctx, p, sub, keepAlive(req.Header()), func(ev *processpb.ProcessEvent) error {
 		out.Event = ev
 		return stream.Send(out)
 	})
 }
+
+// replayHeader asks Connect, when it is "true", for what is kept of the output so far
+// before what is to come. The E2B SDKs know no such thing and get new output only.
+const replayHeader = "Wrenn-Replay"
+
+// Connect sends the output of a process that runs, or ended lately, until it ends. The
+// client's going away, or its timeout, ends the stream and not the process.
+func (s processService) Connect(ctx context.Context, req *connect.Request[processpb.ConnectRequest], stream *connect.ServerStream[processpb.ConnectResponse]) error {
+	sel, err := selector(req.Msg.GetProcess())
+	if err != nil {
+		return err
+	}
+	p, err := s.server.processes.FindRecent(sel)
+	if err != nil {
+		return err
+	}
+	subscribe := p.Subscribe
+	if wantsReplay(req.Header()) {
+		subscribe = p.Replay
+	}
+	sub := subscribe()
+	defer sub.Close()
+	out := &processpb.ConnectResponse{}
+	return sendEvents(ctx, p, sub, keepAlive(req.Header()), func(ev *processpb.ProcessEvent) error {
+		out.Event = ev
+		return stream.Send(out)
+	})
+}
+
+func wantsReplay(header http.Header) bool { return header.Get(replayHeader) == "true" }
 
 // spec turns a request into what is to be run.
 func (s processService) spec(ctx context.Context, msg *processpb.StartRequest, user identity.User) (process.Spec, error) {
 	config := msg.GetProcess()
 	if config == nil {
 		config = &processpb.ProcessConfig{}
+	}
+	size, err := terminalSize(msg.GetPty())
+	if err != nil {
+		return process.Spec{}, err
 	}
 	if err := identity.CheckEnv(config.GetEnvs()); err != nil {
 		return process.Spec{}, err
@@ -70,7 +90,7 @@ func (s processService) spec(ctx context.Context, msg *processpb.StartRequest, u
 	if err != nil {
 		return process.Spec{}, err
 	}
-	return process.Spec{
+	spec := process.Spec{
 		Cmd:  config.GetCmd(),
 		Args: config.GetArgs(),
 		Env:  s.server.identity.Environment(s.server.path, user, config.GetEnvs()),
@@ -78,10 +98,15 @@ func (s processService) spec(ctx context.Context, msg *processpb.StartRequest, u
 		User: process.User{Name: user.Name, UID: user.UID, GID: user.GID, Groups: user.Groups},
 		// Clients of old know no such field and expect a stdin.
 		Stdin:     msg.Stdin == nil || msg.GetStdin(),
+		Terminal:  size,
 		Tag:       msg.Tag,
 		Limit:     limitOf(ctx),
 		Requested: process.Requested{Envs: config.GetEnvs(), Dir: config.Cwd},
-	}, nil
+	}
+	if size != nil {
+		asTerminal(&spec, user)
+	}
+	return spec, nil
 }
 
 // workingDir returns where a process is to start. A home that nobody made, as the accounts
@@ -99,68 +124,6 @@ func (s processService) workingDir(config *processpb.ProcessConfig, user identit
 	return dir, nil
 }
 
-// defaultKeepAlive is how long a stream may be silent unless its client says otherwise.
-const defaultKeepAlive = 90 * time.Second
-
-func keepAlive(header http.Header) time.Duration {
-	seconds, err := strconv.ParseUint(header.Get("Keepalive-Ping-Interval"), 10, 31)
-	if err != nil || seconds == 0 {
-		return defaultKeepAlive
-	}
-	return time.Duration(seconds) * time.Second
-}
-
-// sendEvents sends what sub brings until the process has ended. The events passed to send
-// are used again for the next.
-func sendEvents(ctx context.Context, sub *process.Subscription, limit, idle time.Duration, send func(*processpb.ProcessEvent) error) error {
-	stdout, stderr := &processpb.ProcessEvent_DataEvent_Stdout{}, &processpb.ProcessEvent_DataEvent_Stderr{}
-	data := &processpb.ProcessEvent_DataEvent{}
-	msg := &processpb.ProcessEvent{}
-	for {
-		ev, err := sub.Next(ctx, idle)
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		}
-		switch ev.Kind {
-		case process.Stdout:
-			stdout.Stdout, data.Output = ev.Data, stdout
-			msg.Event = &processpb.ProcessEvent_Data{Data: data}
-		case process.Stderr:
-			stderr.Stderr, data.Output = ev.Data, stderr
-			msg.Event = &processpb.ProcessEvent_Data{Data: data}
-		case process.Idle:
-			msg.Event = &processpb.ProcessEvent_Keepalive{Keepalive: &processpb.ProcessEvent_KeepAlive{}}
-		case process.Ended:
-			if ev.End.TimedOut {
-				return fault.New(fault.DeadlineExceeded,
-					"the command did not finish within %d ms and was killed", limit.Milliseconds())
-			}
-			msg.Event = endEvent(ev.End)
-		}
-		err = send(msg)
-		ev.Release()
-		if err != nil {
-			return clientGone(err)
-		}
-	}
-}
-
-func endEvent(end process.End) *processpb.ProcessEvent_End {
-	out := &processpb.ProcessEvent_EndEvent{ExitCode: int32(end.ExitCode), Exited: end.Exited, Status: end.Status}
-	if !end.Exited || end.ExitCode != 0 {
-		out.Error = &end.Status
-	}
-	return &processpb.ProcessEvent_End{End: out}
-}
-
-// clientGone is what an error of sending means: the client cannot hear of it any more.
-func clientGone(err error) error {
-	return fault.Wrap(err, fault.Canceled, "the client went away")
-}
-
 // List returns the running processes.
 func (s processService) List(context.Context, *connect.Request[processpb.ListRequest]) (*connect.Response[processpb.ListResponse], error) {
 	out := &processpb.ListResponse{}
@@ -175,38 +138,6 @@ func (s processService) List(context.Context, *connect.Request[processpb.ListReq
 		})
 	}
 	return connect.NewResponse(out), nil
-}
-
-// SendInput writes to a process's stdin.
-func (s processService) SendInput(ctx context.Context, req *connect.Request[processpb.SendInputRequest]) (*connect.Response[processpb.SendInputResponse], error) {
-	p, err := s.find(req.Msg.GetProcess())
-	if err != nil {
-		return nil, err
-	}
-	switch input := req.Msg.GetInput().GetInput().(type) {
-	case *processpb.ProcessInput_Stdin:
-		err = p.WriteStdin(ctx, input.Stdin)
-	case *processpb.ProcessInput_Pty:
-		err = fault.New(fault.Internal, "process %d has no terminal; send the input as stdin", p.PID())
-	default:
-		err = fault.New(fault.InvalidRequest, "the request has no input")
-	}
-	if err != nil {
-		return nil, err
-	}
-	return connect.NewResponse(&processpb.SendInputResponse{}), nil
-}
-
-// CloseStdin ends a process's input.
-func (s processService) CloseStdin(_ context.Context, req *connect.Request[processpb.CloseStdinRequest]) (*connect.Response[processpb.CloseStdinResponse], error) {
-	p, err := s.find(req.Msg.GetProcess())
-	if err != nil {
-		return nil, err
-	}
-	if err := p.CloseStdin(); err != nil {
-		return nil, err
-	}
-	return connect.NewResponse(&processpb.CloseStdinResponse{}), nil
 }
 
 // SendSignal signals a process and its group.
@@ -229,12 +160,21 @@ func (s processService) SendSignal(_ context.Context, req *connect.Request[proce
 	return connect.NewResponse(&processpb.SendSignalResponse{}), nil
 }
 
-func (s processService) find(selector *processpb.ProcessSelector) (*process.Process, error) {
-	switch sel := selector.GetSelector().(type) {
-	case *processpb.ProcessSelector_Pid:
-		return s.server.processes.Find(process.Selector{PID: int(sel.Pid)})
-	case *processpb.ProcessSelector_Tag:
-		return s.server.processes.Find(process.Selector{Tag: &sel.Tag})
+// find returns a running process.
+func (s processService) find(named *processpb.ProcessSelector) (*process.Process, error) {
+	sel, err := selector(named)
+	if err != nil {
+		return nil, err
 	}
-	return nil, fault.New(fault.InvalidRequest, "the request names no process; give a pid or a tag")
+	return s.server.processes.Find(sel)
+}
+
+func selector(named *processpb.ProcessSelector) (process.Selector, error) {
+	switch sel := named.GetSelector().(type) {
+	case *processpb.ProcessSelector_Pid:
+		return process.Selector{PID: int(sel.Pid)}, nil
+	case *processpb.ProcessSelector_Tag:
+		return process.Selector{Tag: &sel.Tag}, nil
+	}
+	return process.Selector{}, fault.New(fault.InvalidRequest, "the request names no process; give a pid or a tag")
 }

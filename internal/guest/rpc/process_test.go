@@ -29,6 +29,7 @@ type run struct {
 	stream         *connect.ServerStreamForClient[processpb.StartResponse]
 	pid            uint32
 	stdout, stderr bytes.Buffer
+	pty            bytes.Buffer
 	keepAlives     int
 	end            *processpb.ProcessEvent_EndEvent
 }
@@ -67,6 +68,7 @@ func (r *run) next(t *testing.T) bool {
 	case *processpb.ProcessEvent_Data:
 		r.stdout.Write(ev.Data.GetStdout())
 		r.stderr.Write(ev.Data.GetStderr())
+		r.pty.Write(ev.Data.GetPty())
 	case *processpb.ProcessEvent_Keepalive:
 		r.keepAlives++
 	case *processpb.ProcessEvent_End:
@@ -169,7 +171,7 @@ func TestStartRefuses(t *testing.T) {
 		{"", with(func(r *processpb.StartRequest) { r.Process.Cwd = &missing }), connect.CodeInvalidArgument, "cwd '/no/such/dir' does not exist"},
 		{"", with(func(r *processpb.StartRequest) { r.Process.Envs = map[string]string{"A=B": ""} }), connect.CodeInvalidArgument, "environment variable"},
 		{"", with(func(r *processpb.StartRequest) { r.Process.Args = []string{"\x00"} }), connect.CodeInvalidArgument, "NUL"},
-		{"", with(func(r *processpb.StartRequest) { r.Pty = &processpb.PTY{} }), connect.CodeUnimplemented, "terminals"},
+		{"", with(func(r *processpb.StartRequest) { r.Pty = &processpb.PTY{Size: &processpb.PTY_Size{Cols: 1 << 16}} }), connect.CodeInvalidArgument, "too large"},
 	} {
 		for _, client := range []processconnect.ProcessClient{g.process, g.jsonProc} {
 			_, err := begin(t.Context(), client, as(c.user, c.req))
@@ -359,10 +361,4 @@ func TestKeepAlive(t *testing.T) {
 	if err := r.finish(t); err != nil || r.end == nil {
 		t.Errorf("%v, %v", err, r.end)
 	}
-}
-
-func TestWhatIsToComeIsUnimplemented(t *testing.T) {
-	g := newGuest(t)
-	_, err := g.process.Update(t.Context(), as("", &processpb.UpdateRequest{}))
-	wantConnect(t, err, connect.CodeUnimplemented, "")
 }

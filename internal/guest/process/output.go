@@ -1,0 +1,88 @@
+package process
+
+import "sync"
+
+// output is all that a process prints and how it ends, for any number of subscribers. It
+// is safe for concurrent use.
+type output struct {
+	mu          sync.Mutex
+	subscribers map[*Subscription]struct{}
+	kept        scrollback
+	over        bool
+	end         End // valid once over
+}
+
+// subscribe returns a subscription to what is published from now on; with replay, to what
+// is kept of the output so far and to all that follows it, of which no byte is missing and
+// none comes twice.
+func (o *output) subscribe(replay bool) *Subscription {
+	sub := newSubscription(stallLimit, o.forget)
+	// What is kept and who is told of a piece of output change together, see publish.
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if replay {
+		sub.begin(o.kept.replay())
+	}
+	if o.over {
+		sub.push(Event{Kind: Ended, End: o.end})
+		return sub
+	}
+	if o.subscribers == nil {
+		o.subscribers = make(map[*Subscription]struct{})
+	}
+	o.subscribers[sub] = struct{}{}
+	return sub
+}
+
+// publish gives a piece of output to every subscriber, and takes over the caller's
+// reference. It waits for those that have no room.
+func (o *output) publish(kind Kind, b *buffer, n int) {
+	defer b.release()
+	ev := Event{Kind: kind, Data: b.data[:n], from: b}
+	// One subscriber is the rule and gets its copy of the list without allocation.
+	var few [4]*Subscription
+	o.mu.Lock()
+	o.kept.write(kind, ev.Data)
+	subs := few[:0]
+	for sub := range o.subscribers {
+		subs = append(subs, sub)
+	}
+	o.mu.Unlock()
+	for _, sub := range subs {
+		b.retain()
+		if !sub.push(ev) {
+			o.forget(sub)
+		}
+	}
+}
+
+func (o *output) forget(sub *Subscription) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.subscribers, sub)
+}
+
+// finish tells every subscriber, and all that come later, how the process ended.
+func (o *output) finish(end End) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.over, o.end = true, end
+	for sub := range o.subscribers {
+		sub.push(Event{Kind: Ended, End: end}) // always has room
+	}
+	o.subscribers = nil
+}
+
+// forgetKept gives back the memory of what was kept.
+func (o *output) forgetKept() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.kept = scrollback{}
+}
+
+// keptBytes returns how much memory the kept output takes.
+func (o *output) keptBytes() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.kept.memory()
+}
