@@ -167,6 +167,17 @@ func (i *Identity) Environment(path string, user User, requested map[string]stri
 	return pairs
 }
 
+// DefaultEnv returns the environment that every process gets, without what depends on its
+// user.
+func (i *Identity) DefaultEnv() map[string]string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	env := make(map[string]string, len(i.env)+len(i.own))
+	maps.Copy(env, i.env)
+	maps.Copy(env, i.own)
+	return env
+}
+
 // CheckEnv says what of env cannot be in an environment.
 func CheckEnv(env map[string]string) error {
 	for key, value := range env {

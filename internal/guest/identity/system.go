@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,6 +23,22 @@ type System struct {
 	HostsPath, ResolvConfPath string
 	// SetHostname makes the kernel know the name.
 	SetHostname bool
+	// SetClock sets the system's clock, such as the function of that name; nil leaves it.
+	SetClock func(time.Time) error
+}
+
+// clockTolerance is how far the clock may be from an update's time, which has been on its
+// way for a while.
+const clockTolerance = time.Second
+
+// SetClock sets the clock of the system. Where the clock is the host's, as it is in
+// gVisor, nobody may do that and nobody needs to: it is right. That is no error.
+func SetClock(now time.Time) error {
+	tv := unix.NsecToTimeval(now.UnixNano())
+	if err := unix.Settimeofday(&tv); err != nil && !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	return nil
 }
 
 // maxHostname is what sethostname(2) takes, in bytes.
@@ -51,6 +68,9 @@ func (s System) apply(up Update) []error {
 		if err != nil {
 			failed = append(failed, fmt.Errorf("%s: %w", action, err))
 		}
+	}
+	if s.SetClock != nil && !up.Timestamp.IsZero() && time.Since(up.Timestamp).Abs() > clockTolerance {
+		note("set the clock", s.SetClock(up.Timestamp))
 	}
 	if s.SetHostname && up.Hostname != "" {
 		note("set the hostname", setHostname(up.Hostname))
