@@ -16,7 +16,10 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/wrenn-sandbox/wrenn/internal/guest/identity"
+	"github.com/wrenn-sandbox/wrenn/internal/guest/ports"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/process"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/rpc"
 )
@@ -57,6 +60,8 @@ func main() {
 func run() error {
 	listen := flag.String("listen", ":49983", "address to serve on")
 	pidsMax := flag.Int("pids-max", 0, "how many processes and threads the sandbox's user may have at once; 0 means no limit")
+	forward := flag.String("forward-interface", "",
+		"network interface on whose addresses servers that listen on loopback alone become reachable; empty forwards nothing")
 	version := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	if *version {
@@ -82,10 +87,15 @@ func run() error {
 	if err != nil {
 		return fmt.Errorf("listen on %s: %w", *listen, err)
 	}
-	server, handler := rpc.New(config(logger, *pidsMax))
+	front := newFront(logger)
+	cfg := config(logger, *pidsMax)
+	cfg.Ports = ports.Config{Interface: *forward, Own: listener.Addr().(*net.TCPAddr).AddrPort().Port()}
+	cfg.Lifecycle.KeepAlives = front.SetKeepAlivesEnabled
+	server, handler := rpc.New(cfg)
 	defer server.Close()
+	front.Handler = handler
 	logger.Info("listening", "address", listener.Addr().String(), "version", rpc.Version)
-	return serve(ctx, listener, handler, logger)
+	return serve(ctx, listener, front, logger)
 }
 
 func config(logger *slog.Logger, pidsMax int) rpc.Config {
@@ -109,24 +119,29 @@ func config(logger *slog.Logger, pidsMax int) rpc.Config {
 		// Only a sandbox is told who it is; a machine that runs envd for a test is not.
 		cfg.System = identity.System{
 			RunDir: runDir, HostsPath: "/etc/hosts", ResolvConfPath: "/etc/resolv.conf", SetHostname: true,
+			SetClock: identity.SetClock,
 		}
+		cfg.Lifecycle.Sync = unix.Sync // all of the disks are the sandbox's
 	}
 	return cfg
 }
 
-// serve answers requests until ctx ends.
-func serve(ctx context.Context, listener net.Listener, handler http.Handler, logger *slog.Logger) error {
+// newFront returns the HTTP server, which still wants its Handler.
+func newFront(logger *slog.Logger) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	server := &http.Server{
-		Handler:           handler,
+	return &http.Server{
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		Protocols:         protocols,
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 	}
+}
+
+// serve answers requests until ctx ends.
+func serve(ctx context.Context, listener net.Listener, server *http.Server, logger *slog.Logger) error {
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
 	select {

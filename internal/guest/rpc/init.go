@@ -27,7 +27,7 @@ type initRequest struct {
 	TemplateID     string            `json:"templateID"`
 }
 
-// init tells the sandbox who it is.
+// init tells the sandbox who it is, and wakes a daemon that was resting for a snapshot.
 func (s *Server) init(w http.ResponseWriter, r *http.Request) error {
 	var req initRequest
 	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxInit)).Decode(&req)
@@ -51,6 +51,11 @@ func (s *Server) init(w http.ResponseWriter, r *http.Request) error {
 		Nameservers: req.Nameservers,
 	}, r.Header.Get(tokenHeader))
 	if err != nil {
+		return err
+	}
+	// Also when what it says is old news: that is a matter of two clocks, and a daemon that
+	// nobody wakes would stay half asleep for ever.
+	if err := s.lifecycle.Wake(r.Context()); err != nil {
 		return err
 	}
 	w.Header().Set("X-Envd-Version", Version)

@@ -17,6 +17,8 @@ import (
 	"github.com/wrenn-sandbox/wrenn/internal/guest/filesystem"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/filesystem/watch"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/identity"
+	"github.com/wrenn-sandbox/wrenn/internal/guest/lifecycle"
+	"github.com/wrenn-sandbox/wrenn/internal/guest/ports"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/process"
 	"github.com/wrenn-sandbox/wrenn/proto/guest/filesystem/filesystemconnect"
 	"github.com/wrenn-sandbox/wrenn/proto/guest/process/processconnect"
@@ -41,6 +43,12 @@ type Config struct {
 	Path string
 	// Processes configures how processes are run; its Logger is set by New.
 	Processes process.Config
+	// Ports configures which ports are forwarded, once the daemon has been initialized;
+	// its Logger is set by New.
+	Ports ports.Config
+	// Lifecycle configures what happens before a snapshot; its Ports and Logger are set by
+	// New. Without KeepAlives connections are kept as they are.
+	Lifecycle lifecycle.Config
 }
 
 // Server is the guest daemon without its listener. It is safe for concurrent use.
@@ -49,18 +57,29 @@ type Server struct {
 	path      string
 	identity  *identity.Identity
 	processes *process.Manager
+	ports     *ports.PortSubsystem
+	lifecycle *lifecycle.Lifecycle
+	meter     *lifecycle.Meter
 	files     *filesystem.Files
 	watchers  *watch.Watchers
 }
 
 // New returns a Server and the handler of everything that it serves.
 func New(cfg Config) (*Server, http.Handler) {
-	cfg.Processes.Logger = cfg.Logger
+	cfg.Processes.Logger, cfg.Ports.Logger, cfg.Lifecycle.Logger = cfg.Logger, cfg.Logger, cfg.Logger
+	subsystem := ports.New(cfg.Ports)
+	cfg.Lifecycle.Ports = subsystem
+	if cfg.Lifecycle.KeepAlives == nil {
+		cfg.Lifecycle.KeepAlives = func(bool) {}
+	}
 	s := &Server{
 		logger:    cfg.Logger,
 		path:      cfg.Path,
 		identity:  identity.New(cfg.Users, cfg.System, cfg.Logger),
 		processes: process.NewManager(cfg.Processes),
+		ports:     subsystem,
+		lifecycle: lifecycle.New(cfg.Lifecycle),
+		meter:     lifecycle.NewMeter(),
 		files:     filesystem.New(cfg.Users),
 		watchers:  watch.NewWatchers(watch.KeepFor),
 	}
@@ -77,6 +96,10 @@ func New(cfg Config) (*Server, http.Handler) {
 		w.WriteHeader(http.StatusNoContent)
 	})
 	mux.Handle("POST /init", s.answer(s.init))
+	mux.Handle("POST /snapshot/prepare", s.answer(s.prepareSnapshot))
+	mux.Handle("GET /metrics", s.answer(s.metrics))
+	mux.Handle("GET /envs", s.answer(s.envs))
+	mux.Handle("GET /ports", s.answer(s.listPorts))
 	mux.Handle("GET /files", s.answer(s.download))
 	mux.Handle("POST /files", s.answer(s.upload))
 	mux.Handle(processconnect.NewProcessHandler(processService{server: s}, options...))
@@ -84,9 +107,10 @@ func New(cfg Config) (*Server, http.Handler) {
 	return s, crossOrigin(s.requireToken(takeLimit(mux)))
 }
 
-// Close ends every process that is still running, and every watcher. The handler must not be
-// in use any more.
+// Close ends every process that is still running, every watcher and the ports. The handler
+// must not be in use any more.
 func (s *Server) Close() {
 	s.watchers.Close()
 	s.processes.Close()
+	s.lifecycle.Close()
 }

@@ -163,7 +163,7 @@ func (s *Service) startRuntime(ctx context.Context, c *creation) error {
 		ID:        c.req.ID,
 		Hostname:  c.req.ID,
 		RootFS:    c.image.Path,
-		Args:      []string{guestDir + "/envd", "--pids-max", strconv.Itoa(processes)},
+		Args:      []string{guestDir + "/envd", "--pids-max", strconv.Itoa(processes), "--forward-interface", "eth0"},
 		Env:       []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		Mounts:    []runtime.Mount{{Source: s.cfg.EnvdDir, Target: guestDir}},
 		Namespace: c.slot.Namespace,
