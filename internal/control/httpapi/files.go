@@ -102,6 +102,7 @@ func (h fileHandlers) write(ctx context.Context, u upload) error {
 	src := &sender{r: file}
 	err := h.files.Write(ctx, u.id, u.user, u.path, src, size)
 	if err != nil && src.err == nil {
+		limitBody(ctx, drainTime)
 		drain(file)
 	}
 	return err
@@ -166,12 +167,11 @@ func (s *sender) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// drain reads what a client still sends, within limits.
+// drain reads what a client still sends, up to drainBytes.
 func drain(r io.Reader) {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
-	until := time.Now().Add(drainTime)
-	for left := int64(drainBytes); left > 0 && time.Now().Before(until); {
+	for left := int64(drainBytes); left > 0; {
 		n, err := r.Read(*buf)
 		if left -= int64(n); err != nil {
 			return

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
@@ -65,32 +66,45 @@ func (v *validator) middleware(fail failer) func(http.Handler) http.Handler {
 				fail.write(w, r, err)
 				return
 			}
-			next.ServeHTTP(w, withRequest(r))
+			next.ServeHTTP(w, withExchange(w, r))
 		})
 	}
 }
 
-type requestKey struct{}
+type exchangeKey struct{}
 
-// withRequest lets handlers see what typed parameters cannot show: parameters whose name
-// is not fixed, and the length of a body that streams.
-func withRequest(r *http.Request) *http.Request {
-	return r.WithContext(context.WithValue(r.Context(), requestKey{}, r))
+// exchange is a request and where its answer goes.
+type exchange struct {
+	r *http.Request
+	w http.ResponseWriter
+}
+
+// withExchange lets handlers see what typed parameters cannot show: parameters whose name
+// is not fixed, and the length and the pace of a body that streams.
+func withExchange(w http.ResponseWriter, r *http.Request) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), exchangeKey{}, exchange{r, w}))
 }
 
 func query(ctx context.Context) url.Values {
-	if r, ok := ctx.Value(requestKey{}).(*http.Request); ok {
-		return r.URL.Query()
+	if e, ok := ctx.Value(exchangeKey{}).(exchange); ok {
+		return e.r.URL.Query()
 	}
 	return nil
 }
 
 // bodySize is the length of the request's body, -1 when it is unknown.
 func bodySize(ctx context.Context) int64 {
-	if r, ok := ctx.Value(requestKey{}).(*http.Request); ok {
-		return r.ContentLength
+	if e, ok := ctx.Value(exchangeKey{}).(exchange); ok {
+		return e.r.ContentLength
 	}
 	return -1
+}
+
+// limitBody makes reads of the request's body fail when d has passed.
+func limitBody(ctx context.Context, d time.Duration) {
+	if e, ok := ctx.Value(exchangeKey{}).(exchange); ok {
+		_ = http.NewResponseController(e.w).SetReadDeadline(time.Now().Add(d)) // where there are deadlines
+	}
 }
 
 // check returns what is wrong with a request. A JSON body is read, and put back; any

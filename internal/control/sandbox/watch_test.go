@@ -134,13 +134,13 @@ func TestDeadlineKills(t *testing.T) {
 
 func TestPauseIsNotKill(t *testing.T) {
 	s, store, host := newTest(t)
-	c := clocks{Service: s, wasBusy: make(map[string]bool)}
+	c := &clocks{Service: s, idle: make(map[string]*idleWatch)}
 	sb, err := s.Create(t.Context(), Options{Deadline: time.Nanosecond, OnTimeout: Pause})
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.pass(t.Context())
-	c.ending.Wait()
+	c.work.Wait()
 	if store.row(sb.ID).Status != Running || !host.has(sb.ID) {
 		t.Error("a sandbox that was to be paused was killed")
 	}
@@ -148,14 +148,14 @@ func TestPauseIsNotKill(t *testing.T) {
 
 func TestIdleIsIdle(t *testing.T) {
 	s, store, host := newTest(t)
-	c := clocks{Service: s, wasBusy: make(map[string]bool)}
+	c := &clocks{Service: s, idle: make(map[string]*idleWatch)}
 	sb, err := s.Create(t.Context(), Options{Timeout: time.Minute, OnTimeout: Kill})
 	if err != nil {
 		t.Fatal(err)
 	}
 	pass := func() {
 		c.pass(t.Context())
-		c.ending.Wait()
+		c.work.Wait()
 	}
 	alive := func(why string) {
 		t.Helper()
