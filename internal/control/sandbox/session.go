@@ -64,10 +64,28 @@ func (p *Processes) Open(ctx context.Context, id string, cmd Command) (Session, 
 		return nil, err
 	}
 	s.started.Tag, s.terminal = cmd.Tag, cmd.Terminal != nil
-	if s.started.PID, s.events, err = p.host.Start(s.life, id, cmd); err != nil {
+	err = s.withinStartTime(func() (err error) {
+		s.started.PID, s.events, err = p.host.Start(s.life, id, cmd)
+		return err
+	})
+	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// startTime bounds the start of a command, or of following one, in a guest that does not
+// answer. The one who asked may have gone long before.
+const startTime = 60 * time.Second
+
+// withinStartTime runs a start, and ends the session when it takes too long.
+func (s *session) withinStartTime(start func() error) error {
+	limit := time.AfterFunc(startTime, s.cancel)
+	err := start()
+	if !limit.Stop() {
+		return fault.Wrap(err, fault.AgentError, "the sandbox did not answer within %v", startTime)
+	}
+	return err
 }
 
 // Follow says what to follow of a process that runs.
@@ -87,7 +105,11 @@ func (p *Processes) Connect(ctx context.Context, id string, f Follow) (Session, 
 		return nil, err
 	}
 	s.started.Tag, s.terminal = f.Process.Tag, f.Terminal
-	if s.started.PID, s.events, err = p.host.Connect(s.life, id, f.Process, f.Replay); err != nil {
+	err = s.withinStartTime(func() (err error) {
+		s.started.PID, s.events, err = p.host.Connect(s.life, id, f.Process, f.Replay)
+		return err
+	})
+	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil

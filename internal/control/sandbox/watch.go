@@ -82,9 +82,9 @@ func (s *Service) reconcile(ctx context.Context, before []Sandbox, seen map[stri
 		delete(seen, row.ID)
 		switch {
 		case row.Status == Starting || row.Status == Pending:
-			g.Go(func() error { return s.removeLeftover(gctx, row.ID) })
+			g.Go(func() error { s.noteFailedEnd(gctx, row.ID, s.removeLeftover(gctx, row.ID)); return nil })
 		case row.Status == Stopping:
-			g.Go(func() error { return s.resumeStop(gctx, row) })
+			g.Go(func() error { s.noteFailedEnd(gctx, row.ID, s.resumeStop(gctx, row)); return nil })
 		case known:
 			if err := s.follow(ctx, onHost); err != nil {
 				return err
@@ -109,6 +109,14 @@ func (s *Service) reconcile(ctx context.Context, before []Sandbox, seen map[stri
 		}
 	}
 	return nil
+}
+
+// noteFailedEnd says that a sandbox could not be ended now. One that cannot must not keep us
+// from the news of the others; it is tried again with the next reconciliation.
+func (s *Service) noteFailedEnd(ctx context.Context, id string, err error) {
+	if err != nil && ctx.Err() == nil {
+		s.log.ErrorContext(ctx, "could not end a sandbox that was left half done", "sandbox", id, "error", err)
+	}
 }
 
 // follow writes down what the host says of a sandbox that the store believes running, or

@@ -302,6 +302,18 @@ func rpcError(ctx context.Context, err error) error {
 	return err
 }
 
+// answerTime bounds calls that a guest that is well answers at once, so that one that is
+// not holds up nobody for long.
+const answerTime = 60 * time.Second
+
+// slow are the calls that may take as long as they take: input waits for the process to
+// read it, and a tree may be large.
+var slow = map[string]bool{
+	processconnect.ProcessSendInputProcedure:     true,
+	filesystemconnect.FilesystemRemoveProcedure:  true,
+	filesystemconnect.FilesystemListDirProcedure: true,
+}
+
 // tokenInterceptor puts the access token on every RPC.
 func tokenInterceptor(token string) connect.Interceptor { return tokenHeader(token) }
 
@@ -310,6 +322,11 @@ type tokenHeader string
 func (t tokenHeader) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		req.Header().Set(accessTokenHeader, string(t))
+		if !slow[req.Spec().Procedure] {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, answerTime)
+			defer cancel()
+		}
 		return next(ctx, req)
 	}
 }
