@@ -1,0 +1,150 @@
+package process
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func replayed(s *scrollback) string {
+	var out strings.Builder
+	for _, ev := range s.replay() {
+		out.Write(ev.Data)
+	}
+	return out.String()
+}
+
+func TestScrollbackKeepsTheLatest(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var s scrollback
+	var all []byte   // what was written
+	var kinds []Kind // of each byte
+	for range 3000 {
+		kind := Stdout
+		if random.IntN(3) == 0 {
+			kind = Stderr
+		}
+		size := random.IntN(700)
+		if random.IntN(200) == 0 {
+			size = random.IntN(2 * maxKept)
+		}
+		if size == 0 {
+			continue
+		}
+		data := make([]byte, size)
+		for i := range data {
+			data[i] = byte(random.Uint32())
+		}
+		s.write(kind, data)
+		all = append(all, data...)
+		kinds = append(kinds, slices.Repeat([]Kind{kind}, size)...)
+		if want := min(len(all), maxKept); s.size != want || len(s.ring) > maxKept {
+			t.Fatalf("keeps %d of %d bytes in %d", s.size, len(all), len(s.ring))
+		}
+	}
+	at := len(all) - s.size
+	for _, ev := range s.replay() {
+		if !bytes.Equal(ev.Data, all[at:at+len(ev.Data)]) {
+			t.Fatalf("other bytes at %d", at)
+		}
+		for i := range ev.Data {
+			if kinds[at+i] != ev.Kind {
+				t.Fatalf("another kind at %d", at+i)
+			}
+		}
+		at += len(ev.Data)
+	}
+	if at != len(all) {
+		t.Errorf("the replay ends %d bytes early", len(all)-at)
+	}
+}
+
+func TestScrollbackIsSmallForLittleAndBoundedForChanges(t *testing.T) {
+	var s scrollback
+	if s.replay() != nil || s.memory() != 0 {
+		t.Error("an empty one takes memory")
+	}
+	s.write(Stdout, []byte("hello"))
+	if s.memory() > minKept || replayed(&s) != "hello" {
+		t.Errorf("takes %d bytes for %q", s.memory(), replayed(&s))
+	}
+	for i := range 3 * maxRuns {
+		s.write(Stdout+Kind(i%2), []byte{byte('a' + i%26)})
+	}
+	if len(s.runs) > maxRuns || s.size > maxRuns+len("hello") {
+		t.Errorf("%d runs of %d bytes", len(s.runs), s.size)
+	}
+}
+
+func TestReplayOfATerminalBeginsWhereOneCanRead(t *testing.T) {
+	fill := func(text string) string { return strings.Repeat(text, maxKept/len(text)+1) }
+	for name, c := range map[string]struct{ before, after, want string }{
+		"at a line":            {"x", fill("0123456789abcde\n"), "0123456789abcde\n0123"},
+		"at a sequence":        {"x", "é" + fill("\x1b[31mred"), "\x1b[31mred\x1b[31mred"},
+		"after half a one":     {"\x1b[3", "8;5;12mtext" + fill("\x1b[31mred"), "\x1b[31mred"},
+		"not in a character":   {"x", fill("€"), "€€"},
+		"alternate screen":     {"\x1b[?1049h\x1b[?25l\x1b[?1h\x1b=", fill("line\n"), "\x1b[?1049h\x1b[?1h\x1b[?25l\x1b=line\n"},
+		"modes in half":        {"\x1b[?10", "00;1006h" + fill("line\n"), "\x1b[?1000h\x1b[?1006hline\n"},
+		"modes set and unset":  {"\x1b[?1049h\x1b[?2004h\x1b[?1049l", fill("line\n"), "\x1b[?2004hline\n"},
+		"terminal reset":       {"\x1b[?1049h\x1bc", fill("line\n"), "line\n"},
+		"unknown and nonsense": {"\x1b[?99999999999999;5h\x1b]0;title\x07\x1b[>4;2m\x1b[\x1b[?7l", fill("line\n"), "\x1b[?7lline\n"},
+	} {
+		var s scrollback
+		s.write(Terminal, []byte(c.before))
+		for rest := []byte(c.after); len(rest) > 0; {
+			n := min(len(rest), 4095) // as terminals bring it
+			s.write(Terminal, rest[:n])
+			rest = rest[n:]
+		}
+		got := replayed(&s)
+		if !strings.HasPrefix(got, c.want) || !strings.HasSuffix(c.after, got[len(got)-maxKept/2:]) {
+			t.Errorf("%s: the replay begins %q, want %q", name, got[:min(60, len(got))], c.want)
+		}
+		if s.write(Terminal, []byte("more")); !strings.HasSuffix(replayed(&s), "more") {
+			t.Errorf("%s: a replay changes what is kept", name)
+		}
+	}
+	var s scrollback
+	s.write(Terminal, []byte("all of \x1b[?1049h it"))
+	if got := replayed(&s); got != "all of \x1b[?1049h it" {
+		t.Errorf("what is there from the beginning is changed: %q", got)
+	}
+}
+
+// FuzzModes checks that output may come in any pieces.
+func FuzzModes(f *testing.F) {
+	for _, seed := range []string{"plain", "\x1b[?1049h", "\x1b[?1;25l\x1b=", "\x1b\x1b[?7l\x1bc", "\x1b[?1000;;2004hé\xff"} {
+		f.Add([]byte(seed), 2)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, cut int) {
+		var whole, halves modes
+		whole.follow(data)
+		cut = max(0, min(cut, len(data)))
+		halves.follow(data[:cut])
+		halves.follow(data[cut:])
+		if whole != halves {
+			t.Errorf("%+v in one piece, %+v in two", whole, halves)
+		}
+		var again modes
+		again.follow(whole.sequence())
+		if again.changed != whole.changed || again.keypad != whole.keypad || again.state != ground {
+			t.Errorf("%q does not set %+v", whole.sequence(), whole)
+		}
+	})
+}
+
+func BenchmarkScrollback(b *testing.B) {
+	for _, size := range []int{64, 4095, largeBuffer} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			var s scrollback
+			data := make([]byte, size)
+			b.SetBytes(int64(size))
+			for b.Loop() {
+				s.write(Stdout, data)
+			}
+		})
+	}
+}
