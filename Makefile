@@ -23,8 +23,9 @@ LDFLAGS := -s -w
 # `wrenn up --help` says.
 DATA ?=
 LISTEN ?=
-# More arguments for `wrenn up`.
+# More arguments for `wrenn up`, and for `make bench-guest`.
 UP_ARGS ?=
+BENCH_ARGS ?=
 
 # Packages whose tests make namespaces, mounts and sandboxes on this machine. They run one
 # package at a time and are never cached: what they show depends on the machine.
@@ -36,7 +37,7 @@ RACE_TIMEOUT := 5m
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Install what this machine lacks (root, Debian 12)
@@ -104,6 +105,11 @@ race: image
 .PHONY: bench
 bench: image ## Measure this machine and print the numbers as a table
 	go run ./bench
+
+.PHONY: bench-guest
+bench-guest: bin/envd ## Measure the guest daemon beside sshd and E2B's envd (PEER_ENVD=path)
+	@scripts/setup bench
+	go run ./bench/guest $(BENCH_ARGS)
 
 .PHONY: generate
 generate: generators ## Generate the code of proto/ and api/ again

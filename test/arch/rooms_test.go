@@ -10,7 +10,7 @@ import (
 var contracts = []string{"api", "proto/host", "proto/guest"}
 
 // leaves are small packages that every floor may share. They know no floor.
-var leaves = append([]string{"internal/fault"}, forTests...)
+var leaves = append([]string{"internal/fault", "internal/atomicfile"}, forTests...)
 
 // forTests are leaves that only tests may import.
 var forTests = []string{"internal/testenv"}
@@ -29,6 +29,7 @@ var rooms = []room{
 	{"proto/host", nil},
 	{"proto/guest", nil},
 	{"internal/fault", nil},
+	{"internal/atomicfile", nil},
 	{"internal/profile", leaves},
 	{"internal/testenv", nil},
 	{"internal/cli", append([]string{"api", "internal/profile"}, leaves...)},
@@ -40,6 +41,7 @@ var rooms = []room{
 	{"cmd/wrenn", append([]string{"api", "proto/host", "internal/cli", "internal/profile", "internal/control", "internal/host", "web"}, leaves...)},
 	{"web", nil},
 	{"bench", append([]string{"api", "internal/profile"}, leaves...)},
+	{"bench/guest", append([]string{"proto/guest"}, leaves...)},
 	{"test", []string{"api", "proto", "internal", "cmd", "bench"}},
 }
 
