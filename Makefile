@@ -75,7 +75,7 @@ test/sdk/node_modules: test/sdk/package.json test/sdk/package-lock.json
 	@touch $@
 
 .PHONY: check
-check: setup-check fmt-check vet lint generate-check race ## Format, vet, lint, generated code, race detector
+check: setup-check fmt-check tidy-check vet lint generate-check race ## Format, modules, vet, lint, generated code, race detector
 
 .PHONY: setup-check
 setup-check:
@@ -90,9 +90,14 @@ fmt-check:
 fmt: ## Format the Go code
 	@git ls-files -co --exclude-standard '*.go' | xargs -r ls -d 2>/dev/null | xargs -r gofmt -w
 
+.PHONY: tidy-check
+tidy-check:
+	@for dir in . third_party/runsc; do (cd $$dir && go mod tidy -diff) || { echo "run 'go mod tidy' in $$dir" >&2; exit 1; }; done
+
 .PHONY: vet
 vet:
 	go vet ./...
+	cd third_party/runsc && go vet ./...
 
 .PHONY: lint
 lint: bin/golangci-lint ## Run the linters of .golangci.yml

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
 	"github.com/wrenn-sandbox/wrenn/internal/host/child"
 	"github.com/wrenn-sandbox/wrenn/internal/host/image"
 	"github.com/wrenn-sandbox/wrenn/internal/host/network"
@@ -202,7 +203,7 @@ func instanceID(dataDir string) (string, error) {
 		return "", err
 	}
 	id := hex.EncodeToString(raw)
-	return id, writeFileAtomic(path, []byte(id+"\n"), 0o600)
+	return id, atomicfile.WriteDurable(path, []byte(id+"\n"), 0o600)
 }
 
 // beside finds a program of ours: next to this one, or in PATH.
@@ -241,7 +242,7 @@ func installGuest(dataDir string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	if err := writeFileAtomic(filepath.Join(dir, "envd"), program, 0o755); err != nil {
+	if err := atomicfile.WriteDurable(filepath.Join(dir, "envd"), program, 0o755); err != nil {
 		return "", err
 	}
 	// No sandbox outlives its host agent, so nobody uses the programs of older builds.
@@ -274,16 +275,4 @@ func maxResources(dataDir string) (sandbox.Resources, error) {
 		MemoryMB: int(memory.Totalram * uint64(memory.Unit) / mib),
 		DiskMB:   int(disk.Blocks * uint64(disk.Bsize) / mib),
 	}, nil
-}
-
-// writeFileAtomic replaces a file in one step.
-func writeFileAtomic(path string, data []byte, mode fs.FileMode) error {
-	partial := path + ".partial"
-	if err := os.WriteFile(partial, data, mode); err != nil {
-		return err
-	}
-	if err := os.Chmod(partial, mode); err != nil { // the umask may have taken bits
-		return err
-	}
-	return os.Rename(partial, path)
 }

@@ -9,8 +9,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -71,7 +73,7 @@ SIGTERM or Ctrl-C stops Wrenn and ends its sandboxes.`,
 	f.StringVar(&o.dataDir, "data-dir", defaultDataDir, "where images, records and the database are kept")
 	f.StringVar(&o.imageDir, "image-dir", "", "where images are kept (default: images in the data directory)")
 	f.StringVar(&o.listen, "listen", defaultListen, "address of the API; port 0 takes a free one")
-	f.StringVar(&o.domain, "domain", defaultDomain, "domain under which ports of sandboxes are shown")
+	f.StringVar(&o.domain, "domain", defaultDomain, "domain under which ports of sandboxes are to be shown (no effect yet)")
 	return cmd
 }
 
@@ -157,10 +159,8 @@ func announce(o upOptions, p profile.Profile, stdout io.Writer, log *slog.Logger
 	if err := profile.Write(path, p); err != nil {
 		return err
 	}
-	if own, err := profile.Path(); err != nil {
-		log.Warn("no client profile written", "error", err)
-	} else if err := profile.Write(own, p); err != nil {
-		log.Warn("no client profile written", "error", err)
+	if err := writeProfile(p); err != nil {
+		log.Warn("the client profile was not written; the other commands need WRENN_BASE_URL and WRENN_API_KEY", "error", err)
 	}
 	if o.json {
 		return json.NewEncoder(stdout).Encode(p)
@@ -173,6 +173,39 @@ func announce(o upOptions, p profile.Profile, stdout io.Writer, log *slog.Logger
   wrenn run -- uname -a
 `, p.APIURL, p.APIURL, p.APIKey, path)
 	return err
+}
+
+// writeProfile makes this server the one that the client commands of this user call. The
+// profile of a server elsewhere is left alone: only its owner has its key.
+func writeProfile(p profile.Profile) error {
+	path, err := profile.Path()
+	if err != nil {
+		return err
+	}
+	if old, err := profile.Read(path); err == nil && !onThisMachine(old.APIURL) {
+		return fault.New(fault.Conflict, "%s is for the server %s; remove it to use this one", path, old.APIURL)
+	}
+	return profile.Write(path, p)
+}
+
+// onThisMachine reports whether a server's address is one of this machine's own.
+func onThisMachine(apiURL string) bool {
+	u, err := url.Parse(apiURL)
+	if err != nil {
+		return true // it is of no use to anybody
+	}
+	if u.Hostname() == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(u.Hostname())
+	if ip == nil {
+		return false
+	}
+	own, err := net.InterfaceAddrs()
+	return ip.IsLoopback() || err == nil && slices.ContainsFunc(own, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.Equal(ip)
+	})
 }
 
 // wantsJSON reports whether the person asked for --json, which every command has.

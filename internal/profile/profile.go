@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
 
@@ -75,24 +76,8 @@ func write(path string, p Profile) error {
 	if err != nil {
 		return err
 	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, dirMode); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), dirMode); err != nil {
 		return err
 	}
-	// CreateTemp makes the file with fileMode; Chmod keeps that true whatever it does.
-	temp, err := os.CreateTemp(dir, ".profile-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(temp.Name()) // gone already after the rename
-	if err := temp.Chmod(fileMode); err != nil {
-		return errors.Join(err, temp.Close())
-	}
-	if _, err := temp.Write(append(text, '\n')); err != nil {
-		return errors.Join(err, temp.Close())
-	}
-	if err := temp.Close(); err != nil {
-		return err
-	}
-	return os.Rename(temp.Name(), path)
+	return atomicfile.WriteDurable(path, append(text, '\n'), fileMode)
 }

@@ -3,11 +3,9 @@ package system_test
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
-	"strings"
 	"testing"
 	"time"
 )
@@ -149,21 +147,4 @@ func TestInternet(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { s.sh(t, script) })
 	}
-}
-
-func TestHostMayNotBeReachedThroughTheAPIPort(t *testing.T) {
-	p := theProgram(t)
-	s := newSandbox(t, p, nil)
-	_, port, _ := net.SplitHostPort(strings.TrimPrefix(p.url, "http://"))
-	for target, how := range s.probe(t, "127.0.0.1 "+port, s.info["host_ip"].(string)+" "+port) {
-		if how[0] == "connected" {
-			t.Errorf("a guest reached the API at %s", target)
-		}
-	}
-	resp, err := http.Get(p.url + "/healthz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, _ = io.Copy(io.Discard, resp.Body)
-	resp.Body.Close()
 }

@@ -149,11 +149,15 @@ func TestEndedSandbox(t *testing.T) {
 	s := newSandbox(t, p, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), requestLimit)
 	defer cancel()
-	_, _ = s.tryExec(ctx, object{"cmd": "kill", "args": []string{"-9", "1"}, "user": "root"})
-	_, _ = s.tryExec(ctx, object{"cmd": "python3", "args": []string{"-c", "import os; os.kill(1, 9)"}, "user": "root"})
-	// A kernel protects its first process from those below it; when it did, all is well.
-	if s.answers(ctx, answerLimit) == nil {
-		return
+	// The kernel protects the first process from SIGKILL from below; envd obeys SIGTERM.
+	_, _ = s.tryExec(ctx, object{"cmd": "kill", "args": []string{"-TERM", "1"}, "user": "root"})
+	eventually(t, settleLimit, func() error {
+		if status, reason := s.status(t); status != "error" && status != "stopped" || reason == "" {
+			return errStill("it is " + status + ": " + reason)
+		}
+		return nil
+	})
+	if a := p.call(t, http.MethodPost, s.path("/exec"), object{"cmd": "true"}); a.status != http.StatusConflict {
+		t.Errorf("exec in a sandbox that has ended: %d %s", a.status, a.body)
 	}
-	requireBounded(t, s)
 }

@@ -53,7 +53,11 @@ func (s TerminalSize) proto() *process.PTY {
 type Event interface{ event() }
 
 // Started is the first event of every process.
-type Started struct{ PID uint32 }
+type Started struct {
+	PID uint32
+	// ReplayBytes is how much of the output that follows is of before.
+	ReplayBytes uint64
+}
 
 // Output is bytes that the process wrote. Data is the receiver's to keep.
 type Output struct {
@@ -93,6 +97,9 @@ const timeoutHeader = "Connect-Timeout-Ms"
 // replayHeader asks the guest for the latest output that it has kept of a process, before
 // what comes from now on.
 const replayHeader = "Wrenn-Replay"
+
+// replayBytesHeader is the guest's answer to it: how many bytes of output that is.
+const replayBytesHeader = "Wrenn-Replay-Bytes"
 
 // Start runs a command and gives its events to sink, in order, until the process has
 // ended; it returns nil after Ended. When sink or ctx fails, the process goes on.
@@ -149,6 +156,11 @@ func follow[T any, M interface {
 		event := fromProcessEvent(M(stream.Msg()).GetEvent())
 		if event == nil {
 			continue
+		}
+		if started, ok := event.(Started); ok {
+			// A guest that does not say how much it replays has replayed nothing.
+			started.ReplayBytes, _ = strconv.ParseUint(stream.ResponseHeader().Get(replayBytesHeader), 10, 64)
+			event = started
 		}
 		if err := sink(event); err != nil {
 			return err

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
 
@@ -103,7 +104,11 @@ func (s *Store) removeLeftovers() error {
 		return fmt.Errorf("read image directory: %w", err)
 	}
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), workPrefix) {
+		half, err := filepath.Match(atomicfile.Pattern, e.Name())
+		if err != nil {
+			return err
+		}
+		if !half && !strings.HasPrefix(e.Name(), workPrefix) {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(s.dir, e.Name())); err != nil {
@@ -229,28 +234,7 @@ func (s *Store) point(name, stem string) error {
 
 // writeWhole replaces a file of the store in one step.
 func (s *Store) writeWhole(name string, data []byte) error {
-	tmp, err := os.CreateTemp(s.dir, workPrefix)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	defer func() { _ = os.Remove(tmp.Name()) }() // gone already when all went well
-	_, err = tmp.Write(data)
-	if err == nil {
-		err = tmp.Chmod(fileMode)
-	}
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if closeErr := tmp.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), filepath.Join(s.dir, name))
-	}
-	if err == nil {
-		err = syncFile(s.dir)
-	}
-	if err != nil {
+	if err := atomicfile.WriteDurable(filepath.Join(s.dir, name), data, fileMode); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	return nil

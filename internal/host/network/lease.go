@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
 )
 
 const (
@@ -60,12 +62,7 @@ func (l leases) register() error {
 	if err != nil {
 		return err
 	}
-	path := l.ownerPath(l.owner.Instance)
-	temporary := path + ".new"
-	if err := os.WriteFile(temporary, content, 0o644); err != nil {
-		return err
-	}
-	return os.Rename(temporary, path)
+	return atomicfile.Write(l.ownerPath(l.owner.Instance), content, 0o644)
 }
 
 // unregister removes the owner's file. Leases, if any, stay valid.

@@ -41,7 +41,7 @@ func (s *server) ConnectProcess(ctx context.Context, req *connect.Request[hostv1
 func toProcessEvent(e guestclient.Event) *hostv1.ProcessEvent {
 	switch e := e.(type) {
 	case guestclient.Started:
-		return &hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Start_{Start: &hostv1.ProcessEvent_Start{Pid: e.PID}}}
+		return &hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Start_{Start: &hostv1.ProcessEvent_Start{Pid: e.PID, ReplayBytes: e.ReplayBytes}}}
 	case guestclient.Output:
 		switch e.From {
 		case guestclient.Stderr:

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
 	"github.com/wrenn-sandbox/wrenn/internal/host/network"
 )
 
@@ -24,10 +25,7 @@ type record struct {
 // process that starts after a crash, sees the old or the new one.
 type records struct{ dir string }
 
-const (
-	recordSuffix  = ".json"
-	partialSuffix = ".partial"
-)
+const recordSuffix = ".json"
 
 func (r records) path(id string) string { return filepath.Join(r.dir, id+recordSuffix) }
 
@@ -36,11 +34,7 @@ func (r records) write(rec record) error {
 	if err != nil {
 		return err
 	}
-	partial := r.path(rec.Sandbox.ID) + partialSuffix
-	if err := os.WriteFile(partial, data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(partial, r.path(rec.Sandbox.ID))
+	return atomicfile.Write(r.path(rec.Sandbox.ID), data, 0o600)
 }
 
 func (r records) remove(id string) error {
@@ -52,18 +46,21 @@ func (r records) remove(id string) error {
 
 // ids returns the sandboxes that have a record, and removes half-written ones.
 func (r records) ids() ([]string, error) {
+	half, err := filepath.Glob(filepath.Join(r.dir, atomicfile.Pattern))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range half {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("remove half-written record: %w", err)
+		}
+	}
 	entries, err := os.ReadDir(r.dir)
 	if err != nil {
 		return nil, err
 	}
 	var ids []string
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), partialSuffix) {
-			if err := os.Remove(filepath.Join(r.dir, e.Name())); err != nil {
-				return nil, fmt.Errorf("remove half-written record: %w", err)
-			}
-			continue
-		}
 		if id, ok := strings.CutSuffix(e.Name(), recordSuffix); ok {
 			ids = append(ids, id)
 		}

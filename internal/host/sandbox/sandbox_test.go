@@ -109,7 +109,7 @@ func TestAFailureAtAnyStepLeavesNothing(t *testing.T) {
 			if taken := m.taken(); taken != nothingTaken {
 				t.Errorf("left: %s", taken)
 			}
-			if files, _ := filepath.Glob(filepath.Join(dir, "*")); len(files) > 0 {
+			if files, _ := os.ReadDir(dir); len(files) > 0 {
 				t.Errorf("left: %v", files)
 			}
 			m.setFailure(step, nil)
@@ -263,7 +263,7 @@ func TestOpenRemovesWhatAKilledProcessLeft(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, "sbhalf.json.partial"), []byte("{"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, ".partial-1"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	killed.end() // so that its watchers do not take part
@@ -272,7 +272,7 @@ func TestOpenRemovesWhatAKilledProcessLeft(t *testing.T) {
 	if taken := m.taken(); taken != nothingTaken {
 		t.Errorf("left: %s", taken)
 	}
-	if files, _ := filepath.Glob(filepath.Join(dir, "*")); len(files) > 0 {
+	if files, _ := os.ReadDir(dir); len(files) > 0 {
 		t.Errorf("left: %v", files)
 	}
 	killed.entries = map[string]*entry{} // its process is gone
