@@ -10,10 +10,11 @@ import (
 )
 
 // Bounds of what waits for one subscriber. Whichever is reached first makes the process
-// wait.
+// wait. A hundred commands that print into slow readers at once have to fit into the
+// daemon's memory limit: beyond it the collector takes the time that the output needs.
 const (
 	maxPendingEvents = 256
-	maxPendingBytes  = 4 << 20
+	maxPendingBytes  = 512 << 10
 )
 
 // stallLimit is how long a subscriber may take nothing at all while output waits for it.
