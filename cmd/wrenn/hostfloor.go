@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -167,7 +168,7 @@ func (h *hostFloor) close(ctx context.Context) error {
 // this process ends.
 func lockDir(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("make the data directory: %w; choose another with --data-dir", err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -242,8 +243,12 @@ func installGuest(dataDir string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	if err := atomicfile.WriteDurable(filepath.Join(dir, "envd"), program, 0o755); err != nil {
-		return "", err
+	// What is there is not written again: a start must work on a full disk, too.
+	path := filepath.Join(dir, "envd")
+	if there, err := os.ReadFile(path); err != nil || !bytes.Equal(there, program) {
+		if err := atomicfile.WriteDurable(path, program, 0o755); err != nil {
+			return "", err
+		}
 	}
 	// No sandbox outlives its host agent, so nobody uses the programs of older builds.
 	old, err := os.ReadDir(parent)
@@ -260,7 +265,14 @@ func installGuest(dataDir string) (string, error) {
 	return dir, nil
 }
 
-// maxResources is the most that one sandbox may ask for: the whole machine.
+// The machine keeps a tenth of its memory for itself, and at least half a GiB.
+const (
+	reservedPart   = 10
+	reservedMemory = 512 * mib
+)
+
+// maxResources is the most that one sandbox may ask for: the whole machine but for the
+// memory that it needs itself.
 func maxResources(dataDir string) (sandbox.Resources, error) {
 	var memory unix.Sysinfo_t
 	if err := unix.Sysinfo(&memory); err != nil {
@@ -270,9 +282,10 @@ func maxResources(dataDir string) (sandbox.Resources, error) {
 	if err := unix.Statfs(dataDir, &disk); err != nil {
 		return sandbox.Resources{}, fmt.Errorf("read the size of the disk under %s: %w", dataDir, err)
 	}
+	total := memory.Totalram * uint64(memory.Unit)
 	return sandbox.Resources{
 		VCPUs:    runtime.NumCPU(),
-		MemoryMB: int(memory.Totalram * uint64(memory.Unit) / mib),
+		MemoryMB: int((total - max(total/reservedPart, reservedMemory)) / mib),
 		DiskMB:   int(disk.Blocks * uint64(disk.Bsize) / mib),
 	}, nil
 }

@@ -80,6 +80,11 @@ SIGTERM or Ctrl-C stops Wrenn and ends its sandboxes.`,
 // resolve makes the directories absolute: names that are derived from them end up in
 // records and leases that other processes read.
 func (o *upOptions) resolve() error {
+	for flag, value := range map[string]string{"data-dir": o.dataDir, "listen": o.listen} {
+		if value == "" {
+			return fault.New(fault.InvalidRequest, "--%s is empty; name one, or leave the flag out", flag)
+		}
+	}
 	var err error
 	if o.dataDir, err = filepath.Abs(o.dataDir); err != nil {
 		return err
@@ -102,7 +107,7 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 	// The address first: whether it is free is known at once, the rest takes a while.
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
 	if err != nil {
-		return fault.Wrap(err, fault.InvalidRequest, "cannot listen on %s (%v); choose another address with --listen", o.listen, errors.Unwrap(err))
+		return fault.New(fault.InvalidRequest, "cannot listen on %s (%v); choose another address with --listen", o.listen, errors.Unwrap(err))
 	}
 	defer listener.Close()
 

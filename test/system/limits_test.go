@@ -161,3 +161,11 @@ func TestEndedSandbox(t *testing.T) {
 		t.Errorf("exec in a sandbox that has ended: %d %s", a.status, a.body)
 	}
 }
+
+// What is written to /tmp is on the disk, not in memory.
+func TestTmpIsOnTheDisk(t *testing.T) {
+	s := newSandbox(t, theProgram(t), object{"memory_mb": 256})
+	if out := s.sh(t, "dd if=/dev/zero of=/tmp/large bs=1M count=600 2>/dev/null && stat -c %s /tmp/large"); out != "629145600" {
+		t.Errorf("a file of 600 MiB in /tmp: %s", out)
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,6 +35,7 @@ type validator struct {
 }
 
 type operation struct {
+	id         string
 	parameters openapi3.Parameters
 	body       *openapi3.RequestBody // nil: none
 }
@@ -49,7 +51,7 @@ func newValidator(description []byte) (*validator, error) {
 	v := &validator{operations: make(map[string]operation)}
 	for path, item := range doc.Paths.Map() {
 		for method, op := range item.Operations() {
-			o := operation{parameters: append(append(openapi3.Parameters{}, item.Parameters...), op.Parameters...)}
+			o := operation{id: op.OperationID, parameters: append(append(openapi3.Parameters{}, item.Parameters...), op.Parameters...)}
 			if op.RequestBody != nil {
 				o.body = op.RequestBody.Value
 			}
@@ -107,12 +109,37 @@ func limitBody(ctx context.Context, d time.Duration) {
 	}
 }
 
+// openParameters begin the names of query parameters that are not fixed, by operation.
+var openParameters = map[string]string{"listSandboxes": "metadata."}
+
+// checkNames refuses query parameters that the operation does not know: a filter that is
+// mistyped would otherwise select everything.
+func (op operation) checkNames(r *http.Request) error {
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return fault.Wrap(err, fault.InvalidRequest, "the query cannot be read: %v", err)
+	}
+	for name := range q {
+		known := slices.ContainsFunc(op.parameters, func(p *openapi3.ParameterRef) bool {
+			return p.Value.In == openapi3.ParameterInQuery && p.Value.Name == name
+		})
+		prefix := openParameters[op.id]
+		if !known && (prefix == "" || !strings.HasPrefix(name, prefix) || name == prefix) {
+			return fault.New(fault.InvalidRequest, "there is no parameter %q here", name)
+		}
+	}
+	return nil
+}
+
 // check returns what is wrong with a request. A JSON body is read, and put back; any
 // other is left unread.
 func (v *validator) check(w http.ResponseWriter, r *http.Request) error {
 	op, ok := v.operations[r.Pattern]
 	if !ok {
 		return fmt.Errorf("route %q is not described", r.Pattern)
+	}
+	if err := op.checkNames(r); err != nil {
+		return err
 	}
 	input := &openapi3filter.RequestValidationInput{Request: r, PathParams: make(map[string]string)}
 	for _, p := range op.parameters {

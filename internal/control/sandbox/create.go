@@ -29,15 +29,20 @@ type Options struct {
 	Metadata  map[string]string
 }
 
-func (o Options) withDefaults() Options {
-	def := func(v *int, d int) {
+// withDefaults fills in what was not said, as far as the host has it: nobody is refused
+// for what they did not ask. A limit of 0 is not known.
+func (o Options) withDefaults(limit Resources) Options {
+	def := func(v *int, d, most int) {
 		if *v == 0 {
 			*v = d
+			if most > 0 {
+				*v = min(d, most)
+			}
 		}
 	}
-	def(&o.Resources.VCPUs, DefaultVCPUs)
-	def(&o.Resources.MemoryMB, DefaultMemoryMB)
-	def(&o.Resources.DiskMB, DefaultDiskMB)
+	def(&o.Resources.VCPUs, DefaultVCPUs, limit.VCPUs)
+	def(&o.Resources.MemoryMB, DefaultMemoryMB, limit.MemoryMB)
+	def(&o.Resources.DiskMB, DefaultDiskMB, limit.DiskMB)
 	if o.Template == "" {
 		o.Template = DefaultTemplate
 	}
@@ -50,12 +55,12 @@ func (o Options) withDefaults() Options {
 // Create makes a sandbox and answers when it is usable. When ctx ends before that, or
 // anything fails, nothing of it is left.
 func (s *Service) Create(ctx context.Context, o Options) (Sandbox, error) {
-	o = o.withDefaults()
-	if err := o.validate(); err != nil {
-		return Sandbox{}, err
-	}
 	host, err := s.hostInfo.get(ctx, s.host)
 	if err != nil {
+		return Sandbox{}, err
+	}
+	o = o.withDefaults(host.Max)
+	if err := o.validate(); err != nil {
 		return Sandbox{}, err
 	}
 	if err := o.Resources.within(host.Max); err != nil {

@@ -9,7 +9,8 @@ import (
 	"path/filepath"
 
 	"github.com/pressly/goose/v3"
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 const (
@@ -19,8 +20,12 @@ const (
 	sqliteBusy = 5000
 )
 
-var sqlite = engine{
+var sqliteEngine = engine{
 	dialect: goose.DialectSQLite3,
+	isFull: func(err error) bool {
+		var known *sqlite.Error
+		return errors.As(err, &known) && known.Code() == sqlite3.SQLITE_FULL
+	},
 	hasLabel: func(key, value int) string {
 		return fmt.Sprintf("EXISTS (SELECT 1 FROM json_each(metadata) AS label WHERE label.key = $%d AND label.value = $%d)", key, value)
 	},
@@ -61,5 +66,5 @@ func openSQLite(path string) (*DB, error) {
 	}
 	read.SetMaxOpenConns(sqliteReaders)
 	read.SetMaxIdleConns(sqliteReaders)
-	return &DB{engine: sqlite, read: read, write: write}, nil
+	return &DB{engine: sqliteEngine, read: read, write: write}, nil
 }

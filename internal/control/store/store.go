@@ -28,6 +28,8 @@ type engine struct {
 	// hasLabel is a condition on a sandbox's metadata: that the key in placeholder $key
 	// has the value in placeholder $value.
 	hasLabel func(key, value int) string
+	// isFull reports whether a statement failed for want of space.
+	isFull func(error) bool
 }
 
 // DB is an open database. It is safe for concurrent use; Close it when done.
@@ -99,6 +101,9 @@ func (db *DB) Keys() *Keys { return &Keys{db} }
 func (db *DB) exec(ctx context.Context, query string, args ...any) (int64, error) {
 	res, err := db.write.ExecContext(ctx, query, args...)
 	if err != nil {
+		if db.engine.isFull(err) {
+			err = fault.Wrap(err, fault.NoSpace, "the server's disk is full; delete sandboxes or make room on it")
+		}
 		return 0, err
 	}
 	return res.RowsAffected()

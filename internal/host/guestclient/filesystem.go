@@ -42,17 +42,49 @@ func fromEntry(e *filesystem.EntryInfo) FileEntry {
 		filesystem.FileType_FILE_TYPE_DIRECTORY: FileDirectory,
 		filesystem.FileType_FILE_TYPE_SYMLINK:   FileSymlink,
 	}
-	fileType, permissions := types[e.GetType()], e.GetPermissions()
-	// Of a link envd tells what it points to, and writes it as L where ls writes l; its
-	// other clients expect that.
-	if e.SymlinkTarget != nil || strings.HasPrefix(permissions, "L") {
-		fileType, permissions = FileSymlink, "l"+strings.TrimPrefix(permissions, "L")
+	fileType, permissions := types[e.GetType()], lsPermissions(e.GetPermissions())
+	// Of a link envd tells the type of what it points to; its other clients expect that.
+	if strings.HasPrefix(permissions, "l") {
+		fileType = FileSymlink
 	}
 	return FileEntry{
 		Name: e.GetName(), Path: e.GetPath(), Type: fileType, Size: e.GetSize(), Mode: e.GetMode(),
 		Permissions: permissions, Owner: e.GetOwner(), Group: e.GetGroup(),
 		ModifiedAt: e.GetModifiedTime().AsTime(), SymlinkTarget: e.GetSymlinkTarget(),
 	}
+}
+
+// permissionBits is the length of rwxrwxrwx.
+const permissionBits = 9
+
+// lsPermissions turns permissions in Go's notation, such as dtrwxrwxrwx, into those that
+// ls prints, such as drwxrwxrwt.
+func lsPermissions(goNotation string) string {
+	if len(goNotation) < permissionBits {
+		return goNotation
+	}
+	kinds, bits := goNotation[:len(goNotation)-permissionBits], []byte(goNotation[len(goNotation)-permissionBits:])
+	special := func(flag string, at int, with, without byte) {
+		if !strings.Contains(kinds, flag) {
+			return
+		}
+		if bits[at] == 'x' {
+			bits[at] = with
+		} else {
+			bits[at] = without
+		}
+	}
+	special("u", 2, 's', 'S')
+	special("g", 5, 's', 'S')
+	special("t", 8, 't', 'T')
+	kind := "-"
+	for _, k := range []struct{ flag, letter string }{{"d", "d"}, {"L", "l"}, {"p", "p"}, {"S", "s"}, {"c", "c"}, {"D", "b"}} {
+		if strings.Contains(kinds, k.flag) {
+			kind = k.letter
+			break
+		}
+	}
+	return kind + string(bits)
 }
 
 // Stat describes one path.

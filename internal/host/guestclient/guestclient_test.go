@@ -240,3 +240,15 @@ func TestWaitReadyEndsWithItsContext(t *testing.T) {
 		t.Errorf("waiting for a guest that is not there: %v", err)
 	}
 }
+
+func TestPermissionsAreThoseOfLs(t *testing.T) {
+	for given, want := range map[string]string{
+		"-rw-r--r--": "-rw-r--r--", "drwxr-xr-x": "drwxr-xr-x", "dtrwxrwxrwx": "drwxrwxrwt", "urwxr-xr-x": "-rwsr-xr-x",
+		"ugtrw-r--r--": "-rwSr-Sr-T", "Dcrw-rw-rw-": "crw-rw-rw-", "Drw-rw----": "brw-rw----", "Lrwxrwxrwx": "lrwxrwxrwx",
+		"prw-r--r--": "prw-r--r--", "Srwxr-xr-x": "srwxr-xr-x", "": "",
+	} {
+		if got := lsPermissions(given); got != want {
+			t.Errorf("%q became %q, want %q", given, got, want)
+		}
+	}
+}

@@ -99,8 +99,19 @@ func (b *builder) bootstrap(ctx context.Context) error {
 
 // makeImage packs the directory into an EROFS file of the kind that gVisor maps into its
 // guests: uncompressed, and every file's data in blocks of its own.
+//
+// gVisor mounts a tmpfs over an empty /tmp: what is written there would be memory, and a
+// large file would end the sandbox. With a directory in it, one that a running Debian has
+// too, /tmp stays on the disk. mmdebstrap empties it at its end, so it is made here.
 func (b *builder) makeImage(ctx context.Context) error {
 	b.report(stepMakeImage)
+	sockets := filepath.Join(b.path("root"), "tmp", ".X11-unix")
+	if err := os.Mkdir(sockets, 0o700); err != nil {
+		return err
+	}
+	if err := os.Chmod(sockets, 0o777|os.ModeSticky); err != nil {
+		return err
+	}
 	return b.run(ctx, "mkfs.erofs", "--quiet", "-Enoinline_data", "--preserve-mtime", b.imageFile(), b.path("root"))
 }
 

@@ -25,7 +25,7 @@ const (
 	suite = "bookworm"
 
 	// recipeVersion is for changes of the procedure that nothing else in a recipe shows.
-	recipeVersion = 1
+	recipeVersion = 2
 
 	// hashDigits is how much of a recipe's hash is in the name of its image.
 	hashDigits = 12

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/host/guestclient"
 	"github.com/wrenn-sandbox/wrenn/internal/host/image"
@@ -110,7 +112,26 @@ func (s *Service) check(req CreateRequest) (image.Image, error) {
 			return image.Image{}, fault.New(fault.InvalidRequest, "%s must be from 1 to %d on this host, not %d", r.name, r.most, r.got)
 		}
 	}
+	if err := s.checkRoom(); err != nil {
+		return image.Image{}, err
+	}
 	return s.cfg.Images.Lookup(req.Template)
+}
+
+// minFreeDisk is what the host's disk must have left for another sandbox, in bytes: its
+// guests and its own database write to it, and a full one hurts all of them.
+const minFreeDisk = 256 << 20
+
+// checkRoom refuses creates while the disk is nearly full.
+func (s *Service) checkRoom() error {
+	var disk unix.Statfs_t
+	if err := unix.Statfs(s.cfg.Dir, &disk); err != nil {
+		return fmt.Errorf("read the room on the disk: %w", err)
+	}
+	if free := disk.Bavail * uint64(disk.Bsize); free < minFreeDisk {
+		return fault.New(fault.NoSpace, "the host's disk has %d MiB left, and another sandbox needs %d; delete sandboxes or make room on it", free>>20, minFreeDisk>>20)
+	}
+	return nil
 }
 
 // reserve makes the entry of a new sandbox, which keeps its id from others.

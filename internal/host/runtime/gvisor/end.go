@@ -90,15 +90,23 @@ func waitProcess(ctx context.Context, pid int, stillIt func() bool) error {
 	return err
 }
 
+// deleteTime bounds `runsc delete`, which has nothing left to wait for.
+const deleteTime = 10 * time.Second
+
 // Destroy ends a sandbox and removes what runsc and the driver made for it.
 func (d *Driver) Destroy(ctx context.Context, id string) error {
+	// First the kill: runsc talks to the sentry, which may not answer any more.
+	if err := d.killAll(ctx, id); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(d.bundle(id), 0o700); err != nil { // for the log, when there is no sandbox
 		return err
 	}
-	deleteErr := d.runsc(ctx, id, "delete", "--force", id)
-	// runsc delete does the whole work for a sandbox that it knows. After a crash in
-	// the middle of a create it knows nothing, or fails: the rest is done by hand, and
-	// is also the check that nothing runs on.
+	deleting, cancel := context.WithTimeout(ctx, deleteTime)
+	deleteErr := d.runsc(deleting, id, "delete", "--force", id)
+	cancel()
+	// runsc delete does the rest for a sandbox that it knows. After a crash in the middle
+	// of a create it knows nothing, or fails: what it leaves is removed by hand.
 	if err := d.killAll(ctx, id); err != nil {
 		return errors.Join(err, deleteErr)
 	}
