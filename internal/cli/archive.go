@@ -13,6 +13,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
@@ -77,7 +78,7 @@ func (t *transfer) upDirectory(ctx context.Context, src, target string) (int64, 
 	go func() {
 		// The pipe passes on write by write, and each would become a message of its own.
 		buffered := bufio.NewWriterSize(m.writer(into), stdinChunk)
-		n, err := t.pack(os.DirFS(src), src, buffered)
+		n, err := t.pack(src, buffered)
 		err = errors.Join(err, buffered.Flush())
 		if err != nil {
 			// tar must not take a part of the archive for the whole.
@@ -97,10 +98,16 @@ func (t *transfer) upDirectory(ctx context.Context, src, target string) (int64, 
 }
 
 // pack writes the tree as a tar archive and returns how many bytes of contents it holds.
-func (t *transfer) pack(tree fs.FS, root string, to io.Writer) (int64, error) {
+//
+// It walks file names as they are: io/fs knows only those that are UTF-8.
+func (t *transfer) pack(root string, to io.Writer) (int64, error) {
 	tw := tar.NewWriter(to)
 	var total int64
-	err := fs.WalkDir(tree, ".", func(name string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(root, file)
 		if err != nil {
 			return err
 		}
@@ -112,21 +119,24 @@ func (t *transfer) pack(tree fs.FS, root string, to io.Writer) (int64, error) {
 		switch {
 		case info.Mode().IsRegular(), info.IsDir():
 		case info.Mode()&fs.ModeSymlink != 0:
-			if link, err = os.Readlink(filepath.Join(root, name)); err != nil {
+			if link, err = os.Readlink(file); err != nil {
 				return err
 			}
 		default:
-			t.streams.warn("%s is left out: it is neither file, directory nor symlink", filepath.Join(root, name))
+			t.streams.warn("%s is left out: it is neither file, directory nor symlink", file)
 			return nil
 		}
-		n, err := packOne(tw, tree, name, link, info)
+		n, err := packOne(tw, file, name, link, info)
 		total += n
 		return err
 	})
-	return total, errors.Join(err, tw.Close())
+	if err != nil {
+		return total, err // what Close says then is only that the archive is not whole
+	}
+	return total, tw.Close()
 }
 
-func packOne(tw *tar.Writer, tree fs.FS, name, link string, info fs.FileInfo) (int64, error) {
+func packOne(tw *tar.Writer, file, name, link string, info fs.FileInfo) (int64, error) {
 	header, err := tar.FileInfoHeader(info, link)
 	if err != nil {
 		return 0, err
@@ -136,10 +146,13 @@ func packOne(tw *tar.Writer, tree fs.FS, name, link string, info fs.FileInfo) (i
 	if info.IsDir() {
 		header.Name += "/"
 	}
+	if !utf8.ValidString(header.Name) || !utf8.ValidString(header.Linkname) {
+		header.Format = tar.FormatGNU // the only one that takes names as bytes
+	}
 	if err := tw.WriteHeader(header); err != nil || !info.Mode().IsRegular() {
 		return 0, err
 	}
-	f, err := tree.Open(name)
+	f, err := os.Open(file)
 	if err != nil {
 		return 0, err
 	}

@@ -158,7 +158,7 @@ func TestPackLeavesOutWhatIsNoFile(t *testing.T) {
 	}
 	makeFIFO(t, filepath.Join(dir, "pipe"))
 	var archive, warned bytes.Buffer
-	n, err := (&transfer{streams: streams{err: &warned}}).pack(os.DirFS(dir), dir, &archive)
+	n, err := (&transfer{streams: streams{err: &warned}}).pack(dir, &archive)
 	if err != nil || n != int64(len("text")) {
 		t.Fatalf("%d bytes, %v", n, err)
 	}
@@ -177,5 +177,23 @@ func TestPackLeavesOutWhatIsNoFile(t *testing.T) {
 	}
 	if len(names) != 2 || names[0] != "./" || names[1] != "file" || warned.Len() == 0 {
 		t.Fatalf("packed %v, warned %q", names, &warned)
+	}
+}
+
+func TestPackTakesNamesAsTheyAre(t *testing.T) {
+	dir := t.TempDir()
+	odd := "we\nird \xff"
+	if err := os.WriteFile(filepath.Join(dir, odd), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	if _, err := (&transfer{}).pack(dir, &archive); err != nil {
+		t.Fatal(err)
+	}
+	tr := tar.NewReader(&archive)
+	for _, want := range []string{"./", odd} {
+		if h, err := tr.Next(); err != nil || h.Name != want {
+			t.Errorf("packed %v, want %q: %v", h, want, err)
+		}
 	}
 }

@@ -87,13 +87,36 @@ func makeDirs(path string, owner Owner) error {
 
 // Remove removes path and everything below it. What is not there is removed already.
 func (f *Files) Remove(path string) error {
-	if path == "/" {
-		return fault.New(fault.InvalidRequest, "the root directory cannot be removed")
+	tree, err := isTree(path)
+	switch {
+	case err != nil:
+	case tree:
+		err = os.RemoveAll(path)
+	default:
+		err = os.Remove(path)
 	}
-	if err := os.RemoveAll(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return explain(err, "remove", path)
 	}
 	return nil
+}
+
+// isTree reports whether path is to be removed with all below it: whether it is itself a
+// directory. Of anything else only the name goes: os.RemoveAll descends where unlink is
+// refused and opening follows, and the links of /proc lead to whole file systems.
+func isTree(path string) (bool, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return false, err
+	}
+	root, err := os.Lstat("/")
+	if err != nil {
+		return false, err
+	}
+	if os.SameFile(info, root) {
+		return false, fault.New(fault.InvalidRequest, "the root directory cannot be removed")
+	}
+	return info.IsDir(), nil
 }
 
 // explain turns an error of the system into one that a user can act on.

@@ -190,9 +190,14 @@ func (m *Manager) Close() {
 	m.reaper.close()
 }
 
-// add makes p findable, unless the Manager is closed.
+// add makes p findable. A process that comes while the Manager is being closed is killed:
+// Close has not seen it.
 func (m *Manager) add(p *Process) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.live[p.pid] = p
+	closed := m.closed
+	m.mu.Unlock()
+	if closed {
+		_ = p.Signal(unix.SIGKILL) // it may have ended by itself, which is as good
+	}
 }
