@@ -97,10 +97,12 @@ type Replacement struct {
 	temp         *os.File
 	mode         os.FileMode
 	owner        Owner
+	old          bool // there is a file to be replaced
 }
 
 // Replace begins to replace, or make, the file path, through links, and makes the
-// directories above it. An existing file keeps its mode; owner becomes the owner.
+// directories above it. An existing file keeps its mode and what others noted down about
+// it, but not its metadata; owner becomes the owner.
 func Replace(path string, owner Owner) (*Replacement, error) {
 	target, err := followLinks(path)
 	if err != nil {
@@ -115,7 +117,7 @@ func Replace(path string, owner Owner) (*Replacement, error) {
 			return nil, err
 		}
 		// Without setuid and setgid, which the kernel too takes away from a changed file.
-		r.mode = info.Mode().Perm()
+		r.mode, r.old = info.Mode().Perm(), true
 	case errors.Is(err, os.ErrNotExist):
 		kind = NewFile
 		if err := makeDirs(filepath.Dir(target), owner); err != nil {
@@ -175,7 +177,12 @@ func (r *Replacement) ReadFrom(src io.Reader) (int64, error) {
 func (r *Replacement) Commit() error {
 	temp := r.temp
 	r.temp = nil
+	var kept error
+	if r.old {
+		kept = copyXattrs(r.target, temp.Name(), lastingXattr)
+	}
 	err := errors.Join(
+		kept,
 		temp.Chown(int(r.owner.UID), int(r.owner.GID)),
 		temp.Chmod(r.mode),
 		temp.Close(),

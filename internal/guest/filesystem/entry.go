@@ -37,6 +37,8 @@ type Entry struct {
 	ModTime      time.Time
 	// SymlinkTarget is the absolute path that a link leads to, empty for all else.
 	SymlinkTarget string
+	// Metadata is what clients noted down about the file, or about a link's target.
+	Metadata map[string]string
 }
 
 // Stat describes path, without following it if it is a link.
@@ -62,10 +64,16 @@ func (f *Files) entry(path string, info os.FileInfo) Entry {
 		e.Owner, e.Group = f.names.UserName(st.Uid), f.names.GroupName(st.Gid)
 	}
 	if info.Mode()&os.ModeSymlink == 0 {
+		if e.Type != Other {
+			e.Metadata = metadata(path)
+		}
 		return e
 	}
 	if target, err := os.Stat(path); err == nil {
 		e.Type, e.Mode = typeOf(target.Mode()), uint32(target.Mode().Perm())
+		if e.Type != Other {
+			e.Metadata = metadata(path)
+		}
 	}
 	if resolved, err := filepath.EvalSymlinks(path); err == nil {
 		e.SymlinkTarget = resolved

@@ -1,7 +1,6 @@
 package filesystem
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -125,7 +124,7 @@ func copyAttributes(from, to string, info os.FileInfo, st *syscall.Stat_t) error
 	if err := os.Lchown(to, int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
-	if err := copyXattrs(from, to); err != nil {
+	if err := copyXattrs(from, to, everyXattr); err != nil {
 		return err
 	}
 	if info.Mode()&os.ModeSymlink == 0 {
@@ -136,34 +135,4 @@ func copyAttributes(from, to string, info os.FileInfo, st *syscall.Stat_t) error
 	}
 	times := []unix.Timespec{unix.Timespec(st.Atim), unix.Timespec(st.Mtim)}
 	return unix.UtimesNanoAt(unix.AT_FDCWD, to, times, unix.AT_SYMLINK_NOFOLLOW)
-}
-
-// Limits of Linux on extended attributes, in bytes (limits.h).
-const (
-	maxXattrList  = 64 << 10
-	maxXattrValue = 64 << 10
-)
-
-// copyXattrs copies extended attributes as far as the other file system takes them.
-func copyXattrs(from, to string) error {
-	list := make([]byte, maxXattrList)
-	n, err := unix.Llistxattr(from, list)
-	if n == 0 || errors.Is(err, unix.ENOTSUP) {
-		return nil
-	}
-	if err != nil {
-		return &os.PathError{Op: "llistxattr", Path: from, Err: err}
-	}
-	value := make([]byte, maxXattrValue)
-	for name := range bytes.SplitSeq(bytes.TrimSuffix(list[:n], []byte{0}), []byte{0}) {
-		n, err := unix.Lgetxattr(from, string(name), value)
-		if err != nil {
-			continue // gone, or not to be read
-		}
-		err = unix.Lsetxattr(to, string(name), value[:n], 0)
-		if err != nil && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EPERM) {
-			return &os.PathError{Op: "lsetxattr", Path: to, Err: err}
-		}
-	}
-	return nil
 }
