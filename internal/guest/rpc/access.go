@@ -59,16 +59,59 @@ func (s *Server) requireToken(next http.Handler) http.Handler {
 	})
 }
 
-// fileAccess says whether a request may reach the file that it names.
-func (s *Server) fileAccess(r *http.Request) error {
-	token := r.Header.Get(tokenHeader)
+// What a signed link may be for.
+const (
+	signedRead  = "read"
+	signedWrite = "write"
+)
+
+// fileAccess says whether a request may reach the file that it names: by the access token,
+// or by a signature that somebody made who has it. The texts are what the SDKs know.
+func (s *Server) fileAccess(r *http.Request, operation string) error {
+	token, query := r.Header.Get(tokenHeader), r.URL.Query()
 	switch {
 	case s.identity.Authorized(token):
 		return nil
 	case token != "":
 		return fault.New(fault.Unauthorized, "access token present in header but does not match")
+	case query.Get("signature") == "":
+		return fault.New(fault.Unauthorized, "missing signature query parameter")
 	}
-	return fault.New(fault.Unauthorized, "missing signature query parameter")
+	signed := identity.Signed{Path: query.Get("path"), Username: query.Get("username"), Operation: operation}
+	if query.Has("signature_expiration") {
+		seconds, err := strconv.ParseInt(query.Get("signature_expiration"), 10, 64)
+		if err != nil {
+			return fault.New(fault.InvalidRequest, "the query parameter 'signature_expiration' is not a number of seconds")
+		}
+		signed.Expiration = &seconds
+	}
+	if !s.identity.SignedBy(query.Get("signature"), signed) {
+		return fault.New(fault.Unauthorized, "invalid signature")
+	}
+	if signed.Expiration != nil && *signed.Expiration < time.Now().Unix() {
+		return fault.New(fault.Unauthorized, "signature is already expired")
+	}
+	return nil
+}
+
+// fileUser returns whose file a request means: the user that its query names, or else the
+// default. Without the token only the query counts, since it is what was signed: another
+// user's home would be another file.
+func (s *Server) fileUser(r *http.Request) (identity.User, error) {
+	name := basicUser(r.Header)
+	if query := r.URL.Query(); query.Has("username") || !s.identity.Authorized(r.Header.Get(tokenHeader)) {
+		name = query.Get("username")
+	}
+	return s.lookUp(name)
+}
+
+// lookUp is for the paths that answer for an unknown user in these words.
+func (s *Server) lookUp(name string) (identity.User, error) {
+	user, err := s.identity.User(name)
+	if fault.Is(err, fault.Unauthorized) {
+		err = fault.Wrap(err, fault.Unauthorized, "error looking up user '%s': no such user in this sandbox", name)
+	}
+	return user, err
 }
 
 // user returns the account that an RPC is to act as: the one of its basic authorization,

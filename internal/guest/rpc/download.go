@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"mime"
 	"net/http"
@@ -9,12 +10,11 @@ import (
 	"path/filepath"
 
 	"github.com/wrenn-sandbox/wrenn/internal/guest/filesystem"
-	"github.com/wrenn-sandbox/wrenn/internal/guest/identity"
 )
 
 // download answers GET /files: the contents of a file, or ranges of it.
 func (s *Server) download(w http.ResponseWriter, r *http.Request) error {
-	if err := s.fileAccess(r); err != nil {
+	if err := s.fileAccess(r, signedRead); err != nil {
 		return err
 	}
 	user, err := s.fileUser(r)
@@ -30,22 +30,33 @@ func (s *Server) download(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer file.Close()
+	accepted, err := negotiate(r.Header)
+	if err != nil {
+		return err
+	}
+	first, err := beginning(file)
+	if err != nil {
+		return filesystem.Unreadable(err, path)
+	}
 	header := w.Header()
 	header.Set("Content-Disposition", disposition(filepath.Base(path)))
 	header.Set("Vary", "Accept-Encoding")
-	if info.Size() == 0 {
-		return sendUnsized(w, r, file)
+	header.Set("Content-Type", contentType(path, first))
+	zip := accepted.zip(header.Get("Content-Type"))
+	switch {
+	case len(first) == 0: // SDKs want to read that it is empty
+		header.Set("Content-Length", "0")
+		w.WriteHeader(http.StatusOK)
+	case zip:
+		header.Set("Last-Modified", info.ModTime().UTC().Format(http.TimeFormat))
+		sendZipped(w, r, io.MultiReader(bytes.NewReader(first), file))
+	case info.Size() == 0:
+		// One of the kernel's, as in /proc, that says so and has content.
+		sendUnsized(w, r, io.MultiReader(bytes.NewReader(first), file))
+	default:
+		http.ServeContent(largeWrites{w}, r, filepath.Base(path), info.ModTime(), file)
 	}
-	http.ServeContent(largeWrites{w}, r, filepath.Base(path), info.ModTime(), file)
 	return nil
-}
-
-// fileUser returns whose file a request means.
-func (s *Server) fileUser(r *http.Request) (identity.User, error) {
-	if query := r.URL.Query(); query.Has("username") {
-		return s.identity.User(query.Get("username"))
-	}
-	return s.user(r.Header)
 }
 
 func disposition(name string) string {
@@ -55,32 +66,39 @@ func disposition(name string) string {
 	return "inline"
 }
 
-// firstPiece is how much of a file without a size is read to see whether it is empty.
-const firstPiece = 4 << 10
+// firstPiece is how much of a file is read to see what it is, in bytes: as much as
+// http.DetectContentType looks at.
+const firstPiece = 512
 
-// sendUnsized sends a file whose size is said to be 0: an empty one, or one of the
-// kernel's, as in /proc, that says so and has content.
-func sendUnsized(w http.ResponseWriter, r *http.Request, file *os.File) error {
+// beginning reads the first piece of a file.
+func beginning(file *os.File) ([]byte, error) {
 	first := make([]byte, firstPiece)
-	n, err := file.Read(first)
-	if n == 0 {
-		if err != nil && err != io.EOF {
-			return filesystem.Unreadable(err, file.Name())
-		}
-		w.Header().Set("Content-Type", "application/octet-stream")
-		w.Header().Set("Content-Length", "0")
-		w.WriteHeader(http.StatusOK)
-		return nil
+	n, err := io.ReadFull(file, first)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, err
 	}
-	w.Header().Set("Content-Type", http.DetectContentType(first[:n]))
+	return first[:n], nil
+}
+
+func contentType(path string, first []byte) string {
+	if len(first) == 0 {
+		return "application/octet-stream"
+	}
+	if known := mime.TypeByExtension(filepath.Ext(path)); known != "" {
+		return known
+	}
+	return http.DetectContentType(first)
+}
+
+// sendUnsized sends what has no length that is known before.
+func sendUnsized(w http.ResponseWriter, r *http.Request, src io.Reader) {
 	if r.Method == http.MethodHead {
-		return nil
+		return
 	}
 	// From here on a failure can only be shown by the client's not getting the end.
-	if _, err := filesystem.Copy(w, io.MultiReader(bytes.NewReader(first[:n]), file)); err != nil {
+	if _, err := filesystem.Copy(w, src); err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	return nil
 }
 
 // largeWrites is a ResponseWriter that copies in large pieces. http.ServeContent knows all

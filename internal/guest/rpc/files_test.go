@@ -126,7 +126,7 @@ func TestFileErrors(t *testing.T) {
 		{dir + "/a\x00", "", 400, "NUL"},
 		{dir + "/" + strings.Repeat("n", 300), "", 400, "too long"},
 		{"~other/x", "", 400, "another user's home"},
-		{dir + "/fifo", "ghost", 401, "invalid username: 'ghost'"},
+		{dir + "/fifo", "ghost", 401, "error looking up user 'ghost': "},
 	} {
 		more := []string{}
 		if c.user != "" {

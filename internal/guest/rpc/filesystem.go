@@ -120,5 +120,11 @@ func entryInfo(e filesystem.Entry) *filesystempb.EntryInfo {
 		target := text(e.SymlinkTarget)
 		out.SymlinkTarget = &target
 	}
+	if len(e.Metadata) > 0 {
+		out.Metadata = make(map[string]string, len(e.Metadata))
+		for key, value := range e.Metadata {
+			out.Metadata[text(key)] = text(value)
+		}
+	}
 	return out
 }

@@ -102,6 +102,7 @@ func New(cfg Config) (*Server, http.Handler) {
 	mux.Handle("GET /ports", s.answer(s.listPorts))
 	mux.Handle("GET /files", s.answer(s.download))
 	mux.Handle("POST /files", s.answer(s.upload))
+	mux.Handle("POST /files/compose", s.answer(s.compose))
 	mux.Handle(processconnect.NewProcessHandler(processService{server: s}, options...))
 	mux.Handle(filesystemconnect.NewFilesystemHandler(filesystemService{server: s}, options...))
 	return s, crossOrigin(s.requireToken(takeLimit(mux)))

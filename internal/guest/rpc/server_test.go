@@ -50,7 +50,7 @@ type guest struct {
 	jsonFiles filesystemconnect.FilesystemClient
 }
 
-func newGuest(t *testing.T) *guest {
+func newGuest(t testing.TB) *guest {
 	t.Helper()
 	server, handler := New(Config{
 		Logger: slog.New(slog.DiscardHandler),
@@ -58,7 +58,8 @@ func newGuest(t *testing.T) *guest {
 		Path:   "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 	})
 	listener := httptest.NewServer(handler)
-	transport := &http.Transport{}
+	// Files are asked for as they are, unless a test says otherwise.
+	transport := &http.Transport{DisableCompression: true}
 	g := &guest{url: listener.URL, http: &http.Client{Transport: transport}}
 	g.process = processconnect.NewProcessClient(g.http, g.url)
 	g.jsonProc = processconnect.NewProcessClient(g.http, g.url, connect.WithProtoJSON())
@@ -76,7 +77,7 @@ func newGuest(t *testing.T) *guest {
 	return g
 }
 
-func children(t *testing.T) []string {
+func children(t testing.TB) []string {
 	t.Helper()
 	files, err := filepath.Glob("/proc/self/task/*/children")
 	if err != nil {

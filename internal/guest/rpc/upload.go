@@ -2,6 +2,8 @@ package rpc
 
 import (
 	"bufio"
+	"compress/flate"
+	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"io"
@@ -26,6 +28,8 @@ type written struct {
 	Path string `json:"path"`
 	Name string `json:"name"`
 	Type string `json:"type"`
+	// Metadata is what is kept about the file.
+	Metadata map[string]string `json:"metadata,omitempty"`
 }
 
 // What is read at most of an upload after it has failed.
@@ -49,22 +53,25 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) error {
 
 // receive is upload up to its failure.
 func (s *Server) receive(w http.ResponseWriter, r *http.Request) error {
-	if err := s.fileAccess(r); err != nil {
+	if err := s.fileAccess(r, signedWrite); err != nil {
 		return err
 	}
 	user, err := s.fileUser(r)
 	if err != nil {
 		return err
 	}
-	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
-		return fault.New(fault.InvalidRequest, "unsupported content encoding '%s'; send the file as it is", encoding)
-	}
 	up := uploading{server: s, user: user, targets: make(map[string]bool)}
+	if up.metadata, err = metadataOf(r.Header); err != nil {
+		return err
+	}
 	defer up.abort()
 	control := http.NewResponseController(w)
 	// The connection may serve other requests, at their own pace.
 	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
-	body := impatientReader{r.Body, control}
+	body, err := decoded(impatientReader{r.Body, control}, r.Header)
+	if err != nil {
+		return uploadError(err)
+	}
 
 	mediaType, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	switch {
@@ -97,6 +104,8 @@ func uploadError(err error) error {
 	switch {
 	case errors.As(err, &known):
 		return err
+	case errors.Is(err, gzip.ErrHeader), errors.Is(err, gzip.ErrChecksum), errors.As(err, new(flate.CorruptInputError)):
+		return fault.Wrap(err, fault.InvalidRequest, "the body is not what gzip makes, as its Content-Encoding says; nothing was written")
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fault.Wrap(err, fault.InvalidRequest, "nothing of the upload came for %v, so it was given up", uploadIdle)
 	}
@@ -117,11 +126,12 @@ func (r impatientReader) Read(p []byte) (int, error) {
 
 // uploading is one upload in progress.
 type uploading struct {
-	server  *Server
-	user    identity.User
-	files   []written
-	pending []*filesystem.Replacement
-	targets map[string]bool
+	server   *Server
+	user     identity.User
+	metadata map[string]string
+	files    []written
+	pending  []*filesystem.Replacement
+	targets  map[string]bool
 }
 
 // readFile takes src as the content of the file that given names.
@@ -142,7 +152,15 @@ func (u *uploading) readFile(src io.Reader, given string) error {
 	if _, err := file.ReadFrom(src); err != nil {
 		return err
 	}
-	u.files = append(u.files, written{Path: path, Name: filepath.Base(path), Type: "file"})
+	one := written{Path: path, Name: filepath.Base(path), Type: "file"}
+	kept, err := file.SetMetadata(u.metadata)
+	if err != nil {
+		return err
+	}
+	if kept {
+		one.Metadata = u.metadata
+	}
+	u.files = append(u.files, one)
 	return nil
 }
 
