@@ -10,8 +10,6 @@ package lifecycle
 import (
 	"context"
 	"log/slog"
-	"runtime"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -111,10 +109,7 @@ func (l *Lifecycle) join(ctx context.Context) *resting {
 func (l *Lifecycle) rest(ctx context.Context) error {
 	l.cfg.Ports.Stop()
 	l.cfg.KeepAlives(false)
-	// Twice, since what is pooled survives the first collection; the second one returns
-	// the memory too.
-	runtime.GC()
-	debug.FreeOSMemory()
+	releaseMemory()
 	return l.sync(ctx)
 }
 

@@ -60,6 +60,7 @@ type Server struct {
 	ports     *ports.PortSubsystem
 	lifecycle *lifecycle.Lifecycle
 	meter     *lifecycle.Meter
+	settler   *lifecycle.Settler
 	files     *filesystem.Files
 	watchers  *watch.Watchers
 }
@@ -80,6 +81,7 @@ func New(cfg Config) (*Server, http.Handler) {
 		ports:     subsystem,
 		lifecycle: lifecycle.New(cfg.Lifecycle),
 		meter:     lifecycle.NewMeter(),
+		settler:   lifecycle.NewSettler(),
 		files:     filesystem.New(cfg.Users),
 		watchers:  watch.NewWatchers(watch.KeepFor),
 	}
@@ -105,12 +107,14 @@ func New(cfg Config) (*Server, http.Handler) {
 	mux.Handle("POST /files/compose", s.answer(s.compose))
 	mux.Handle(processconnect.NewProcessHandler(processService{server: s}, options...))
 	mux.Handle(filesystemconnect.NewFilesystemHandler(filesystemService{server: s}, options...))
-	return s, crossOrigin(s.requireToken(takeLimit(mux)))
+	handler := s.settle(crossOrigin(s.requireToken(takeLimit(mux))))
+	return s, handler
 }
 
 // Close ends every process that is still running, every watcher and the ports. The handler
 // must not be in use any more.
 func (s *Server) Close() {
+	s.settler.Close()
 	s.watchers.Close()
 	s.processes.Close()
 	s.lifecycle.Close()

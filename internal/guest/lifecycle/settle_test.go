@@ -1,0 +1,62 @@
+package lifecycle
+
+import (
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+)
+
+// burst is more than a Settler of the tests leaves alone, in bytes.
+const burst = 64 << 20
+
+// takeMemory makes pooled memory that nobody uses.
+func takeMemory(pool *sync.Pool) {
+	memory := make([]byte, burst)
+	for i := range memory {
+		memory[i] = 1
+	}
+	pool.Put(&memory)
+}
+
+func TestSettlerGivesMemoryBack(t *testing.T) {
+	var pool sync.Pool
+	takeMemory(&pool)
+	before := held()
+	if before < burst {
+		t.Fatalf("the runtime holds %d bytes, less than were taken", before)
+	}
+	s := &Settler{wait: 10 * time.Millisecond, above: burst / 2}
+	defer s.Close()
+	s.Touch()
+	deadline := time.NewTimer(10 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for held() > before-burst/2 {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("%d bytes are held, %d were before", held(), before)
+		}
+	}
+	runtime.KeepAlive(&pool)
+}
+
+func TestSettlerWaitsForQuiet(t *testing.T) {
+	s := &Settler{wait: time.Hour, above: 0}
+	s.Touch()
+	s.Touch()
+	if s.timer == nil || !s.timer.Stop() {
+		t.Fatal("nothing is waited for after a Touch")
+	}
+	s.Touch()
+	s.Close()
+	if s.timer.Stop() {
+		t.Error("something is waited for after Close")
+	}
+	s.Touch()
+	if s.timer.Stop() {
+		t.Error("something is waited for after a Touch that came too late")
+	}
+}
