@@ -24,9 +24,23 @@ func sh(script string) *processpb.StartRequest {
 	}
 }
 
-// run is one started command.
+// eventStream is a stream of Start or of Connect.
+type eventStream interface {
+	Receive() bool
+	Err() error
+	Close() error
+	event() *processpb.ProcessEvent
+}
+
+type startStream struct {
+	*connect.ServerStreamForClient[processpb.StartResponse]
+}
+
+func (s startStream) event() *processpb.ProcessEvent { return s.Msg().GetEvent() }
+
+// run is one command as a client sees it.
 type run struct {
-	stream         *connect.ServerStreamForClient[processpb.StartResponse]
+	stream         eventStream
 	pid            uint32
 	stdout, stderr bytes.Buffer
 	pty            bytes.Buffer
@@ -40,18 +54,23 @@ func begin(ctx context.Context, client processconnect.ProcessClient, req *connec
 	if err != nil {
 		return nil, err
 	}
+	return first(startStream{stream})
+}
+
+// first takes the first event of a stream.
+func first(stream eventStream) (*run, error) {
 	r := &run{stream: stream}
 	if !stream.Receive() {
 		err := stream.Err()
 		_ = stream.Close()
 		return nil, err
 	}
-	first := stream.Msg().GetEvent().GetStart()
-	if first == nil {
+	start := stream.event().GetStart()
+	if start == nil {
 		_ = stream.Close()
-		return nil, fmt.Errorf("the first event is %v", stream.Msg())
+		return nil, fmt.Errorf("the first event is %v", stream.event())
 	}
-	r.pid = first.GetPid()
+	r.pid = start.GetPid()
 	return r, nil
 }
 
@@ -62,9 +81,9 @@ func (r *run) next(t *testing.T) bool {
 		return false
 	}
 	if r.end != nil {
-		t.Errorf("an event after the end: %v", r.stream.Msg())
+		t.Errorf("an event after the end: %v", r.stream.event())
 	}
-	switch ev := r.stream.Msg().GetEvent().GetEvent().(type) {
+	switch ev := r.stream.event().GetEvent().(type) {
 	case *processpb.ProcessEvent_Data:
 		r.stdout.Write(ev.Data.GetStdout())
 		r.stderr.Write(ev.Data.GetStderr())
