@@ -39,7 +39,12 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestCommands(t *testing.T) { drive(t, "commands.test.mjs") }
+func TestCommands(t *testing.T)   { drive(t, "commands.test.mjs") }
+func TestBackground(t *testing.T) { drive(t, "background.test.mjs") }
+func TestTerminals(t *testing.T)  { drive(t, "pty.test.mjs") }
+func TestFiles(t *testing.T)      { drive(t, "files.test.mjs") }
+func TestWatch(t *testing.T)      { drive(t, "watch.test.mjs") }
+func TestSignedURLs(t *testing.T) { drive(t, "urls.test.mjs") }
 
 // drive runs one file of tests against a fresh daemon. Both are in namespaces of their own:
 // the port is free whatever this machine runs, accounts can be made up, and every process is
