@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"os/exec"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	processpb "github.com/wrenn-sandbox/wrenn/proto/guest/process"
 )
@@ -17,32 +20,93 @@ const (
 	// crowdTarget is what the command that gets least must get of what the one that gets
 	// most does.
 	crowdTarget = 0.25
+	// pipeBuffer is what the raw peer reads at once, in bytes: as much as a pipe holds.
+	pipeBuffer = 64 << 10
 )
 
 // together measures whether commands that print without end, all at once, get alike.
 func (b *bench) together(ctx context.Context) error {
 	shares, speeds := make([][]float64, b.rounds), make([][]float64, b.rounds)
+	followers := []follower{readPipes} // the raw peer comes first
+	for _, d := range b.daemons() {
+		followers = append(followers, d.followPrinting)
+	}
 	for round := range b.rounds {
-		for _, d := range b.daemons() {
-			share, speed, err := b.crowdOf(ctx, d)
+		for _, follow := range followers {
+			share, speed, err := b.crowdOf(ctx, follow)
 			if err != nil {
-				return fmt.Errorf("%s: %w", d.binary, err)
+				return err
 			}
 			shares[round], speeds[round] = append(shares[round], share), append(speeds[round], speed)
 		}
 	}
-	r := row{
-		what:   fmt.Sprintf("%d commands printing at once: least by most", b.crowd),
-		target: fmt.Sprintf("≥ %g", crowdTarget),
-	}
 	figures := medians(shares)
-	r.verdict = verdict(figures[0] >= crowdTarget)
-	r.beside("%.2f", figures, higher)
+	r := row{
+		what: fmt.Sprintf("%d commands printing at once: least by most", b.crowd), raw: compare("%.2f", figures[1], figures[0]),
+		target: fmt.Sprintf("≥ %g", crowdTarget), verdict: verdict(figures[1] >= crowdTarget),
+	}
+	r.beside("%.2f", figures[1:], higher)
 	b.table.add(r)
-	all := row{what: fmt.Sprintf("%d commands printing at once: all, MB/s", b.crowd)}
-	all.beside("%.0f", medians(speeds), higher)
+	figures = medians(speeds)
+	all := row{what: fmt.Sprintf("%d commands printing at once: all, MB/s", b.crowd), raw: compare("%.0f", figures[1], figures[0])}
+	all.beside("%.0f", figures[1:], higher)
 	b.table.add(all)
 	return nil
+}
+
+// printForever is what each of the crowd runs.
+var printForever = &processpb.StartRequest{
+	Process: &processpb.ProcessConfig{Cmd: "/usr/bin/yes", Args: []string{"a line that is printed without end"}},
+	Stdin:   new(bool),
+}
+
+// follower runs printForever until end is closed. It calls printed with what came each
+// time, first of all with 0 when the command has started.
+type follower func(ctx context.Context, end <-chan struct{}, printed func(n int64)) error
+
+// readPipes is the raw peer: the command's output is read from a pipe.
+func readPipes(ctx context.Context, end <-chan struct{}, printed func(n int64)) error {
+	cmd := exec.CommandContext(ctx, printForever.GetProcess().GetCmd(), printForever.GetProcess().GetArgs()...)
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	printed(0)
+	go func() {
+		<-end
+		_ = cmd.Process.Kill() // it may have ended
+	}()
+	buffer := make([]byte, pipeBuffer)
+	for {
+		n, err := pipe.Read(buffer)
+		printed(int64(n))
+		if err != nil {
+			_ = cmd.Wait() // it was killed
+			return nil
+		}
+	}
+}
+
+// followPrinting follows the command of a daemon.
+func (d *daemon) followPrinting(ctx context.Context, end <-chan struct{}, printed func(n int64)) error {
+	killed := make(chan error, 1)
+	err := d.follow(ctx, codecs[0], printForever, func(pid uint32, n int64) {
+		printed(n)
+		if pid == 0 {
+			return
+		}
+		go func() {
+			<-end
+			killed <- kill(ctx, d.processes(), pid)
+		}()
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", d.binary, err)
+	}
+	return <-killed
 }
 
 // medians are the medians of rounds of figures, daemon by daemon.
@@ -60,26 +124,18 @@ func medians(rounds [][]float64) []float64 {
 }
 
 // crowdOf returns how the least compares with the most, and what all printed, in MB/s.
-func (b *bench) crowdOf(ctx context.Context, d *daemon) (share, speed float64, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+func (b *bench) crowdOf(ctx context.Context, follow follower) (share, speed float64, err error) {
 	counts := make([]atomic.Int64, b.crowd)
-	pids := make([]atomic.Uint32, b.crowd)
-	var started, done sync.WaitGroup
-	failures := make(chan error, b.crowd)
+	end := make(chan struct{})
+	group, ctx := errgroup.WithContext(ctx)
+	var started sync.WaitGroup
 	started.Add(b.crowd)
 	for i := range b.crowd {
-		done.Go(func() {
-			start := &processpb.StartRequest{
-				Process: &processpb.ProcessConfig{Cmd: "/usr/bin/yes", Args: []string{"a line that is printed without end"}}, Stdin: new(bool),
-			}
+		group.Go(func() error {
 			tell := sync.OnceFunc(started.Done)
-			defer tell()
-			failures <- d.follow(ctx, codecs[0], start, func(pid uint32, n int64) {
-				if pid != 0 {
-					pids[i].Store(pid)
-					tell()
-				}
+			defer tell() // also when it could not start
+			return follow(ctx, end, func(n int64) {
+				tell()
 				counts[i].Add(n)
 			})
 		})
@@ -89,20 +145,11 @@ func (b *bench) crowdOf(ctx context.Context, d *daemon) (share, speed float64, e
 	select {
 	case <-time.After(crowdWindow):
 	case <-ctx.Done():
-		return 0, 0, ctx.Err()
 	}
 	after, took := load(counts), time.Since(began)
-	for i := range pids {
-		if pid := pids[i].Load(); pid != 0 {
-			err = first(err, kill(ctx, d.processes(), pid))
-		}
-	}
-	done.Wait()
-	for range b.crowd {
-		err = first(err, <-failures)
-	}
+	close(end)
 	share, total := leastByMost(before, after)
-	return share, float64(total) / 1e6 / took.Seconds(), err
+	return share, float64(total) / 1e6 / took.Seconds(), group.Wait()
 }
 
 func load(counts []atomic.Int64) []int64 {
