@@ -80,14 +80,13 @@ func readPipes(ctx context.Context, end <-chan struct{}, printed func(n int64)) 
 		_ = cmd.Process.Kill() // it may have ended
 	}()
 	buffer := make([]byte, pipeBuffer)
-	for {
-		n, err := pipe.Read(buffer)
+	for err == nil { // until the kill ends it
+		var n int
+		n, err = pipe.Read(buffer)
 		printed(int64(n))
-		if err != nil {
-			_ = cmd.Wait() // it was killed
-			return nil
-		}
 	}
+	_ = cmd.Wait() // it was killed
+	return nil
 }
 
 // followPrinting follows the command of a daemon.
