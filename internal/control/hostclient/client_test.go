@@ -203,9 +203,9 @@ func TestProcessEvents(t *testing.T) {
 			return send(s, start, out, errs, end)
 		},
 	})
-	pid, events, err := c.Processes.Start(t.Context(), "sb1", sandbox.Command{Cmd: "x", Args: []string{"a"}, Timeout: 1500 * time.Millisecond, Stdin: true, Tag: "t"})
-	if err != nil || pid != 7 {
-		t.Fatal(pid, err)
+	started, events, err := c.Processes.Start(t.Context(), "sb1", sandbox.Command{Cmd: "x", Args: []string{"a"}, Timeout: 1500 * time.Millisecond, Stdin: true, Tag: "t"})
+	if err != nil || started.PID != 7 {
+		t.Fatal(started, err)
 	}
 	if asked.GetTimeoutMs() != 1500 || !asked.GetStdin() || asked.GetTag() != "t" || asked.GetArgs()[0] != "a" {
 		t.Errorf("asked for %v", asked)

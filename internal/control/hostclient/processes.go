@@ -21,7 +21,7 @@ type Processes struct {
 var _ sandbox.HostProcesses = (*Processes)(nil)
 
 // Start implements sandbox.HostProcesses.
-func (p *Processes) Start(ctx context.Context, id string, cmd sandbox.Command) (uint32, sandbox.EventStream, error) {
+func (p *Processes) Start(ctx context.Context, id string, cmd sandbox.Command) (sandbox.Started, sandbox.EventStream, error) {
 	req := &hostv1.StartProcessRequest{
 		SandboxId: id, Cmd: cmd.Cmd, Args: cmd.Args, Envs: cmd.Env, Cwd: cmd.Cwd, User: cmd.User, Tag: cmd.Tag,
 		TimeoutMs: uint64(cmd.Timeout / time.Millisecond), Stdin: cmd.Stdin,
@@ -31,35 +31,35 @@ func (p *Processes) Start(ctx context.Context, id string, cmd sandbox.Command) (
 	}
 	stream, err := p.rpc.StartProcess(ctx, connect.NewRequest(req))
 	if err != nil {
-		return 0, nil, err
+		return sandbox.Started{}, nil, err
 	}
 	return follow(stream)
 }
 
 // Connect implements sandbox.HostProcesses.
-func (p *Processes) Connect(ctx context.Context, id string, sel sandbox.Selector, replay bool) (uint32, sandbox.EventStream, error) {
+func (p *Processes) Connect(ctx context.Context, id string, sel sandbox.Selector, replay bool) (sandbox.Started, sandbox.EventStream, error) {
 	stream, err := p.rpc.ConnectProcess(ctx, connect.NewRequest(&hostv1.ConnectProcessRequest{
 		SandboxId: id, Process: selector(sel), Replay: replay,
 	}))
 	if err != nil {
-		return 0, nil, err
+		return sandbox.Started{}, nil, err
 	}
 	return follow(stream)
 }
 
 // follow reads the first event, which says that the process runs.
-func follow(stream *connect.ServerStreamForClient[hostv1.ProcessEvent]) (uint32, sandbox.EventStream, error) {
+func follow(stream *connect.ServerStreamForClient[hostv1.ProcessEvent]) (sandbox.Started, sandbox.EventStream, error) {
 	events := &eventStream{stream}
 	if !stream.Receive() {
 		_ = stream.Close()
-		return 0, nil, events.end()
+		return sandbox.Started{}, nil, events.end()
 	}
 	start := stream.Msg().GetStart()
 	if start == nil {
 		_ = stream.Close()
-		return 0, nil, fault.New(fault.AgentError, "the host agent did not say that the command has started")
+		return sandbox.Started{}, nil, fault.New(fault.AgentError, "the host agent did not say that the command has started")
 	}
-	return start.GetPid(), events, nil
+	return sandbox.Started{PID: start.GetPid(), ReplayBytes: start.GetReplayBytes()}, events, nil
 }
 
 type eventStream struct {

@@ -152,7 +152,9 @@ func startedMessage(kind string, s sandbox.Started) []byte {
 		Type string `json:"type"`
 		PID  uint32 `json:"pid"`
 		Tag  string `json:"tag,omitempty"`
-	}{kind, s.PID, s.Tag})
+		// ReplayBytes is how much of the output that follows is of before.
+		ReplayBytes uint64 `json:"replay_bytes,omitempty"`
+	}{kind, s.PID, s.Tag, s.ReplayBytes})
 }
 
 func exitedMessage(e sandbox.Exit) []byte {

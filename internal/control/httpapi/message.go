@@ -84,8 +84,8 @@ func decodeCommandMessage(raw []byte) (clientMessage, error) {
 		if err := decodeStrictly(raw, &s); err != nil {
 			return clientMessage{}, err
 		}
-		if s.TimeoutSec < 0 || s.TimeoutSec > maxTimeout {
-			return clientMessage{}, fault.New(fault.InvalidRequest, "field \"timeout_sec\" must be 0 to %d", maxTimeout)
+		if err := checkTimeout(s.TimeoutSec); err != nil {
+			return clientMessage{}, err
 		}
 		m.start = sandbox.Command{
 			Cmd: s.Cmd, Args: s.Args, Env: s.Envs, Cwd: s.Cwd, User: s.User, Tag: s.Tag,
@@ -108,6 +108,13 @@ func decodeCommandMessage(raw []byte) (clientMessage, error) {
 		return clientMessage{}, fault.New(fault.InvalidRequest, "there is no message type %q; there are start, stdin, stdin_close and stop", bare.Type)
 	}
 	return m, nil
+}
+
+func checkTimeout(sec int64) error {
+	if sec < 0 || sec > maxTimeout {
+		return fault.New(fault.InvalidRequest, "field \"timeout_sec\" must be 0 to %d", maxTimeout)
+	}
+	return nil
 }
 
 func decodeStrictly(raw []byte, into any) error {

@@ -23,6 +23,8 @@ type startTerminalMessage struct {
 	Tag  string            `json:"tag"`
 	Cols *int64            `json:"cols"`
 	Rows *int64            `json:"rows"`
+
+	TimeoutSec int64 `json:"timeout_sec"`
 }
 
 type connectMessage struct {
@@ -87,8 +89,13 @@ func decodeTerminalStart(raw []byte) (sandbox.Command, error) {
 	if err := decodeStrictly(raw, &s); err != nil {
 		return sandbox.Command{}, err
 	}
+	if err := checkTimeout(s.TimeoutSec); err != nil {
+		return sandbox.Command{}, err
+	}
 	size, err := terminalSize(s.Cols, s.Rows)
-	return sandbox.Command{Cmd: s.Cmd, Args: s.Args, Env: s.Envs, Cwd: s.Cwd, User: s.User, Tag: s.Tag, Terminal: &size}, err
+	return sandbox.Command{
+		Cmd: s.Cmd, Args: s.Args, Env: s.Envs, Cwd: s.Cwd, User: s.User, Tag: s.Tag, Timeout: seconds(s.TimeoutSec), Terminal: &size,
+	}, err
 }
 
 func decodeConnect(raw []byte) (sandbox.Follow, error) {

@@ -252,14 +252,14 @@ func (h *fakeHost) setRunning(id string, p ...Process) {
 // fakeHostProcesses is the processes of a fakeHost.
 type fakeHostProcesses struct{ *fakeHost }
 
-func (h fakeHostProcesses) Start(_ context.Context, _ string, cmd Command) (uint32, EventStream, error) {
+func (h fakeHostProcesses) Start(_ context.Context, _ string, cmd Command) (Started, EventStream, error) {
 	events, err := h.onStart(cmd)
-	return 7, events, err
+	return Started{PID: 7}, events, err
 }
 
-func (h fakeHostProcesses) Connect(_ context.Context, _ string, p Selector, replay bool) (uint32, EventStream, error) {
+func (h fakeHostProcesses) Connect(_ context.Context, _ string, p Selector, replay bool) (Started, EventStream, error) {
 	events, err := h.onConnect(p, replay)
-	return 8, events, err
+	return Started{PID: 8, ReplayBytes: 9}, events, err
 }
 
 func (h fakeHostProcesses) List(_ context.Context, id string) ([]Process, error) {

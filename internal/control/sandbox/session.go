@@ -13,9 +13,8 @@ import (
 // tagLength is the number of characters of a tag that is made up.
 const tagLength = 12
 
-// Defaults of a terminal.
+// The size of a terminal whose client does not say one.
 const (
-	shell        = "/bin/bash"
 	terminalCols = 80
 	terminalRows = 24
 )
@@ -42,11 +41,13 @@ type Session interface {
 type Started struct {
 	PID uint32
 	Tag string // empty when the process was found by its pid
+	// ReplayBytes is how much of the output that follows is of before.
+	ReplayBytes uint64
 }
 
 // Open starts a command. Its session does not end with ctx, which is only about the
 // start: who opened it closes it. A command with a terminal and without a name is the
-// login shell.
+// user's login shell.
 func (p *Processes) Open(ctx context.Context, id string, cmd Command) (Session, error) {
 	prefix := "cmd-"
 	if cmd.Terminal != nil {
@@ -63,14 +64,15 @@ func (p *Processes) Open(ctx context.Context, id string, cmd Command) (Session, 
 	if err != nil {
 		return nil, err
 	}
-	s.started.Tag, s.terminal = cmd.Tag, cmd.Terminal != nil
+	s.terminal = cmd.Terminal != nil
 	err = s.withinStartTime(func() (err error) {
-		s.started.PID, s.events, err = p.host.Start(s.life, id, cmd)
+		s.started, s.events, err = p.host.Start(s.life, id, cmd)
 		return err
 	})
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.started.Tag = cmd.Tag
 	return s, nil
 }
 
@@ -104,22 +106,20 @@ func (p *Processes) Connect(ctx context.Context, id string, f Follow) (Session, 
 	if err != nil {
 		return nil, err
 	}
-	s.started.Tag, s.terminal = f.Process.Tag, f.Terminal
+	s.terminal = f.Terminal
 	err = s.withinStartTime(func() (err error) {
-		s.started.PID, s.events, err = p.host.Connect(s.life, id, f.Process, f.Replay)
+		s.started, s.events, err = p.host.Connect(s.life, id, f.Process, f.Replay)
 		return err
 	})
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.started.Tag = f.Process.Tag
 	return s, nil
 }
 
 // inTerminal fills in what the client of a terminal did not say.
 func (c Command) inTerminal() Command {
-	if c.Cmd == "" && len(c.Args) == 0 {
-		c.Cmd, c.Args = shell, []string{"-i", "-l"}
-	}
 	size := *c.Terminal
 	if size.Cols == 0 {
 		size.Cols = terminalCols

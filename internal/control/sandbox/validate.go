@@ -27,7 +27,10 @@ func (o Options) validate() error {
 	if len(o.Metadata) > maxLabels {
 		return fault.New(fault.InvalidRequest, "field \"metadata\" may have at most %d entries", maxLabels)
 	}
-	for k := range o.Metadata {
+	for k, v := range o.Metadata {
+		if strings.ContainsRune(k, 0) || strings.ContainsRune(v, 0) {
+			return fault.New(fault.InvalidRequest, "field \"metadata\" must not contain NUL bytes")
+		}
 		if k == "" || len(k) > maxName {
 			return fault.New(fault.InvalidRequest, "a key in field \"metadata\" must have 1 to %d bytes", maxName)
 		}
@@ -45,7 +48,7 @@ func (o Options) validate() error {
 }
 
 func (c Command) validate() error {
-	if c.Cmd == "" {
+	if c.Cmd == "" && (c.Terminal == nil || len(c.Args) > 0) {
 		return fault.New(fault.InvalidRequest, "field \"cmd\" is missing; it names the program to run")
 	}
 	for _, arg := range append([]string{c.Cmd}, c.Args...) {

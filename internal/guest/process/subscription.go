@@ -33,6 +33,7 @@ type Subscription struct {
 	gone        chan struct{}
 	stall       time.Duration
 	leave       func(*Subscription) // takes it off the process's list
+	replayed    int                 // bytes that it began with
 
 	mu      sync.Mutex
 	pending []Event
@@ -58,10 +59,14 @@ func (s *Subscription) begin(events []Event) {
 	for _, ev := range events {
 		s.bytes += len(ev.Data)
 	}
+	s.replayed = s.bytes
 	if len(events) > 0 {
 		give(s.ready)
 	}
 }
+
+// Replayed returns how many bytes of the output that Next brings are of before.
+func (s *Subscription) Replayed() int { return s.replayed }
 
 // Next returns the next event. After Ended it returns io.EOF. If nothing comes for idle it
 // returns an Idle event; an idle of zero waits for ever.

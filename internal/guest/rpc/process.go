@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"net/http"
+	"strconv"
 
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
@@ -47,6 +48,10 @@ func (s processService) Start(ctx context.Context, req *connect.Request[processp
 // before what is to come. The E2B SDKs know no such thing and get new output only.
 const replayHeader = "Wrenn-Replay"
 
+// replayBytesHeader says how many bytes of the output that follows are of before, so that
+// a client knows where the news begin.
+const replayBytesHeader = "Wrenn-Replay-Bytes"
+
 // Connect sends the output of a process that runs, or ended lately, until it ends. The
 // client's going away, or its timeout, ends the stream and not the process.
 func (s processService) Connect(ctx context.Context, req *connect.Request[processpb.ConnectRequest], stream *connect.ServerStream[processpb.ConnectResponse]) error {
@@ -64,6 +69,7 @@ func (s processService) Connect(ctx context.Context, req *connect.Request[proces
 	}
 	sub := subscribe()
 	defer sub.Close()
+	stream.ResponseHeader().Set(replayBytesHeader, strconv.Itoa(sub.Replayed()))
 	out := &processpb.ConnectResponse{}
 	return sendEvents(ctx, p, sub, keepAlive(req.Header()), func(ev *processpb.ProcessEvent) error {
 		out.Event = ev

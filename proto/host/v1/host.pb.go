@@ -2605,8 +2605,10 @@ func (*WatchSandboxesResponse_Synced) Descriptor() ([]byte, []int) {
 }
 
 type ProcessEvent_Start struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pid   uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// How many bytes of the output that follows are of before, when a replay was asked for.
+	ReplayBytes   uint64 `protobuf:"varint,2,opt,name=replay_bytes,json=replayBytes,proto3" json:"replay_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2644,6 +2646,13 @@ func (*ProcessEvent_Start) Descriptor() ([]byte, []int) {
 func (x *ProcessEvent_Start) GetPid() uint32 {
 	if x != nil {
 		return x.Pid
+	}
+	return 0
+}
+
+func (x *ProcessEvent_Start) GetReplayBytes() uint64 {
+	if x != nil {
+		return x.ReplayBytes
 	}
 	return 0
 }
@@ -2790,15 +2799,16 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x128\n" +
 	"\aprocess\x18\x02 \x01(\v2\x1e.wrenn.host.v1.ProcessSelectorR\aprocess\x12\x16\n" +
-	"\x06replay\x18\x03 \x01(\bR\x06replay\"\xcd\x02\n" +
+	"\x06replay\x18\x03 \x01(\bR\x06replay\"\xf0\x02\n" +
 	"\fProcessEvent\x129\n" +
 	"\x05start\x18\x01 \x01(\v2!.wrenn.host.v1.ProcessEvent.StartH\x00R\x05start\x12\x18\n" +
 	"\x06stdout\x18\x02 \x01(\fH\x00R\x06stdout\x12\x18\n" +
 	"\x06stderr\x18\x03 \x01(\fH\x00R\x06stderr\x123\n" +
 	"\x03end\x18\x04 \x01(\v2\x1f.wrenn.host.v1.ProcessEvent.EndH\x00R\x03end\x12\x1c\n" +
-	"\bterminal\x18\x05 \x01(\fH\x00R\bterminal\x1a\x19\n" +
+	"\bterminal\x18\x05 \x01(\fH\x00R\bterminal\x1a<\n" +
 	"\x05Start\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\rR\x03pid\x1aW\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\x12!\n" +
+	"\freplay_bytes\x18\x02 \x01(\x04R\vreplayBytes\x1aW\n" +
 	"\x03End\x12\x1b\n" +
 	"\texit_code\x18\x01 \x01(\x05R\bexitCode\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\tR\x06signal\x12\x1b\n" +
