@@ -56,7 +56,7 @@ its time was up. 125 means that Wrenn itself failed, 2 that it was called wrongl
 	root.SetCompletionCommandGroupID(GroupMachine)
 	for group, commands := range map[string][]*cobra.Command{
 		groupSandboxes: {newRun(a), newCreate(a), newList(a), newGet(a), newRemove(a)},
-		groupProcesses: {newExec(a), newProcesses(a), newCopy(a)},
+		groupProcesses: {newShell(a), newExec(a), newProcesses(a), newLogs(a), newKill(a), newCopy(a)},
 		GroupMachine:   {newDoctor(a), newVersion(a)},
 	} {
 		for _, cmd := range commands {

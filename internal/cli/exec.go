@@ -45,13 +45,17 @@ func newExec(a *app) *cobra.Command {
 	var f commandFlags
 	var env pairsFlag
 	var user, tag string
-	var background bool
+	var background, tty bool
 	cmd := command(&cobra.Command{
 		Use:   "exec ID [flags] -- CMD [ARG…]",
 		Short: "Run a command in a sandbox",
 		Long: `Runs one program in a sandbox with live streams and ends with its exit code. It is not a
-shell line; for that use: sh -c 'LINE'.`,
+shell line; for that use: sh -c 'LINE'.
+
+With --tty the program runs in a terminal, and with --interactive you type into it: -it is
+for editors and the like. As in wrenn shell, ` + detachKeys + ` leaves it running.`,
 		Example: `  wrenn exec sb0c9f4kq2m7x1v8t3z5wd -- uname -a
+  wrenn exec -it sb0c9f4kq2m7x1v8t3z5wd -- vi notes.txt
   wrenn exec sb0c9f4kq2m7x1v8t3z5wd --background --tag web -- python3 -m http.server
   tar -c . | wrenn exec sb0c9f4kq2m7x1v8t3z5wd -- tar -x`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -69,6 +73,15 @@ shell line; for that use: sh -c 'LINE'.`,
 			start := clientMessage{
 				Cmd: line[0], Args: line[1:], Envs: env, Cwd: f.cwd, User: user, TimeoutSec: int64(f.timeout), Tag: tag,
 			}
+			if tty {
+				if background {
+					return usageErrorf(cmd, "--tty and --background do not go together; for a terminal in the background detach from one")
+				}
+				r := &remoteTerminal{server: s, id: args[0], killWhenStopped: true, start: terminalMessage{
+					Cmd: line[0], Args: line[1:], Envs: env, Cwd: f.cwd, User: user, TimeoutSec: int64(f.timeout), Tag: tag,
+				}}
+				return a.inTerminal(cmd, r, f.interactive)
+			}
 			if background {
 				return a.execBackground(cmd, s, args[0], start)
 			}
@@ -79,6 +92,7 @@ shell line; for that use: sh -c 'LINE'.`,
 	cmd.Flags().VarP(&env, "env", "e", "environment variable; may be repeated")
 	cmd.Flags().StringVarP(&user, "user", "u", "", "user to run as (default the sandbox's)")
 	cmd.Flags().BoolVarP(&background, "background", "b", false, "start the command and leave it running")
+	cmd.Flags().BoolVarP(&tty, "tty", "t", false, "run the command in a terminal")
 	cmd.Flags().StringVar(&tag, "tag", "", "name to find the process by")
 	return commandFollows(cmd)
 }

@@ -60,6 +60,7 @@ func TestScripts(t *testing.T) {
 			"interrupts": interrupts,
 			"sandboxes":  sandboxes,
 			"server":     serverDoes,
+			"signaled":   signaled,
 		},
 	})
 }
@@ -152,6 +153,31 @@ func sandboxes(ts *testscript.TestScript, neg bool, args []string) {
 	now, made := serverOf(ts).count()
 	if got := fmt.Sprint(now, " ", made); got != strings.Join(args, " ") {
 		ts.Fatalf("sandboxes now and made in all: %s, want %s", got, strings.Join(args, " "))
+	}
+}
+
+// signaled SIGNAL…: processes of the server got these signals.
+func signaled(ts *testscript.TestScript, neg bool, args []string) {
+	s := serverOf(ts)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if got := strings.Join(s.signals, " "); neg || got != strings.Join(args, " ") {
+		ts.Fatalf("processes got %q, want %q", got, strings.Join(args, " "))
+	}
+}
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	limit := time.After(deadline)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-limit:
+			t.Fatalf("waited for %s", what)
+		case <-tick.C:
+		}
 	}
 }
 

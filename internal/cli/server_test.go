@@ -36,6 +36,8 @@ type fakeServer struct {
 	boxes     []api.Sandbox
 	made      int
 	processes []api.Process
+	signals   []string // that processes got
+	terminals map[string]*fakeTerminal
 	misdeeds  []string
 }
 
@@ -43,6 +45,7 @@ func newFakeServer(home string) *fakeServer {
 	s := &fakeServer{
 		home: home, hold: make(chan struct{}),
 		creating: make(chan struct{}, 100), started: make(chan struct{}, 100),
+		terminals: map[string]*fakeTerminal{},
 	}
 	mux := http.NewServeMux()
 	handle := func(pattern string, h func(w http.ResponseWriter, r *http.Request) error) {
@@ -70,6 +73,9 @@ func newFakeServer(home string) *fakeServer {
 	handle("POST /v1/sandboxes/{id}/exec", s.exec)
 	handle("GET /v1/sandboxes/{id}/exec/stream", s.execStream)
 	handle("GET /v1/sandboxes/{id}/processes", s.listProcesses)
+	handle("GET /v1/sandboxes/{id}/pty", s.terminal)
+	handle("DELETE /v1/sandboxes/{id}/processes/{process}", s.signal)
+	handle("GET /v1/sandboxes/{id}/processes/{process}/stream", s.follow)
 	handle("POST /v1/sandboxes/{id}/files/stat", s.stat)
 	handle("POST /v1/sandboxes/{id}/files/stream/write", s.write)
 	handle("POST /v1/sandboxes/{id}/files/stream/read", s.read)
@@ -81,6 +87,12 @@ func (s *fakeServer) url() string { return s.http.URL }
 
 func (s *fakeServer) close() {
 	s.letCreate()
+	s.mu.Lock()
+	for _, t := range s.terminals {
+		t.do(terminalMessage{Type: "kill"})
+		t.cut()
+	}
+	s.mu.Unlock()
 	s.http.CloseClientConnections()
 	s.http.Close()
 }

@@ -43,12 +43,17 @@ type clientMessage struct {
 	Encoding   string            `json:"encoding,omitempty"`
 }
 
-// serverMessage is what the server sends over exec/stream.
+// serverMessage is what the server sends over exec/stream and the like.
 type serverMessage struct {
 	Type     string     `json:"type"`
+	Tag      string     `json:"tag"`
 	Data     string     `json:"data"`
 	Encoding string     `json:"encoding"`
 	Code     fault.Code `json:"code"`
+	// Fatal is whether an error is the last message.
+	Fatal bool `json:"fatal"`
+	// ReplayBytes is how much of the output that follows a start is of before.
+	ReplayBytes int64 `json:"replay_bytes"`
 	ended
 }
 
@@ -61,6 +66,15 @@ type ended struct {
 
 // base64Encoding marks data that is not UTF-8.
 const base64Encoding = "base64"
+
+// decodeMessage reads a message of the server.
+func decodeMessage(text []byte) (serverMessage, error) {
+	var m serverMessage
+	if err := json.Unmarshal(text, &m); err != nil {
+		return serverMessage{}, fault.Wrap(err, fault.AgentError, "the server sent something that is no message")
+	}
+	return m, nil
+}
 
 // bytes returns a message's data.
 func (m *serverMessage) bytes() ([]byte, error) {
@@ -111,9 +125,18 @@ func (s *server) stream(ctx context.Context, id string, start clientMessage, in 
 }
 
 func (s *server) dialExec(ctx context.Context, id string) (*execStream, error) {
+	conn, err := s.dialStream(ctx, id, "exec/stream")
+	if err != nil {
+		return nil, err
+	}
+	return &execStream{conn: conn, id: id}, nil
+}
+
+// dialStream opens one of a sandbox's WebSockets.
+func (s *server) dialStream(ctx context.Context, id, path string) (*websocket.Conn, error) {
 	header := http.Header{}
 	s.authorise(header)
-	at := s.at.APIURL + "/v1/sandboxes/" + url.PathEscape(id) + "/exec/stream"
+	at := s.at.APIURL + "/v1/sandboxes/" + url.PathEscape(id) + "/" + path
 	conn, resp, err := websocket.Dial(ctx, at, &websocket.DialOptions{HTTPClient: s.http, HTTPHeader: header})
 	if err != nil {
 		if resp != nil && resp.StatusCode >= http.StatusBadRequest {
@@ -122,15 +145,11 @@ func (s *server) dialExec(ctx context.Context, id string) (*execStream, error) {
 		return nil, s.unreachable(err)
 	}
 	conn.SetReadLimit(maxMessage)
-	return &execStream{conn: conn, id: id}, nil
+	return conn, nil
 }
 
 func (x *execStream) send(ctx context.Context, m clientMessage) error {
-	text, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	return x.conn.Write(ctx, websocket.MessageText, text)
+	return sendJSON(ctx, x.conn, m)
 }
 
 // stop asks for the command's end and cuts the connection if none comes.
@@ -178,9 +197,9 @@ func (x *execStream) receive(ctx context.Context, out, errOut io.Writer) (ended,
 		if err != nil {
 			return ended{}, cmp.Or(unwritable, failure, x.broken(err))
 		}
-		var m serverMessage
-		if err := json.Unmarshal(text, &m); err != nil {
-			return ended{}, fault.Wrap(err, fault.AgentError, "the server sent something that is no message")
+		m, err := decodeMessage(text)
+		if err != nil {
+			return ended{}, err
 		}
 		switch m.Type {
 		case "stdout":

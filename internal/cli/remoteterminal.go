@@ -1,0 +1,267 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+const (
+	// reconnectFor is how long a broken connection is tried again.
+	reconnectFor = 2 * time.Minute
+	// minRetry and maxRetry are the pauses between two attempts.
+	minRetry = 200 * time.Millisecond
+	maxRetry = 5 * time.Second
+	// silence is how long the server may say nothing, which pings every 30 s.
+	silence = 75 * time.Second
+	// typedChunk is how much input goes in one message, in bytes.
+	typedChunk = 64 << 10
+)
+
+// terminalMessage is what a client sends over pty. What its fields mean is in
+// api/openapi.yaml.
+type terminalMessage struct {
+	Type       string            `json:"type"`
+	Cmd        string            `json:"cmd,omitempty"`
+	Args       []string          `json:"args,omitempty"`
+	Envs       map[string]string `json:"envs,omitempty"`
+	Cwd        string            `json:"cwd,omitempty"`
+	User       string            `json:"user,omitempty"`
+	TimeoutSec int64             `json:"timeout_sec,omitempty"`
+	Tag        string            `json:"tag,omitempty"`
+	Cols       int               `json:"cols,omitempty"`
+	Rows       int               `json:"rows,omitempty"`
+	Data       string            `json:"data,omitempty"`
+}
+
+// remoteTerminal is one terminal of a sandbox and the person who uses it.
+type remoteTerminal struct {
+	server *server
+	id     string // of the sandbox
+	start  terminalMessage
+	tag    string // empty until the server has said it
+	attach bool   // go to the terminal that has the tag
+	// killWhenStopped is whether a signal to this program ends the terminal too.
+	killWhenStopped bool
+	ended           bool // it is known that the terminal is no more
+
+	local *localTerminal
+	keys  *keyboard
+}
+
+// errBroken is that the connection broke and the terminal may live.
+var errBroken = errors.New("the connection broke")
+
+// run gives the person's terminal to the remote one until that ends. A nil end without an
+// error means that the person has detached.
+func (r *remoteTerminal) run(ctx context.Context, in, out *os.File, keys bool) (how *ended, err error) {
+	// The first connection comes before the terminal is taken: what is wrong with it is
+	// said in peace.
+	conn, err := r.server.dialStream(ctx, r.id, "pty")
+	if err != nil {
+		return nil, err
+	}
+	r.local, err = takeTerminal(in, out, "wrenn: "+r.id)
+	if err != nil {
+		_ = conn.CloseNow()
+		return nil, err
+	}
+	defer r.local.giveBack()
+	r.keys = newKeyboard()
+	if keys {
+		go r.local.guard(func() { r.keys.read(in) })
+	}
+	for {
+		how, err = r.follow(ctx, conn)
+		switch {
+		case ctx.Err() != nil:
+			r.stopped(ctx)
+			return nil, ctx.Err()
+		case !errors.Is(err, errBroken):
+			return how, err
+		}
+		if conn, err = r.reconnect(ctx); conn == nil {
+			return nil, err
+		}
+	}
+}
+
+// reconnect returns a new connection, nil when the person has detached meanwhile or none
+// could be made.
+func (r *remoteTerminal) reconnect(ctx context.Context) (*websocket.Conn, error) {
+	r.local.say("\r\n[wrenn: the connection broke; connecting again, " + detachKeys + " gives up]\r\n")
+	ctx, cancel := context.WithTimeout(ctx, reconnectFor)
+	defer cancel()
+	for pause := minRetry; ; pause = min(2*pause, maxRetry) {
+		conn, err := r.server.dialStream(ctx, r.id, "pty")
+		if err == nil {
+			r.attach = true
+			return conn, nil
+		}
+		if !mayPass(err) {
+			r.ended = fault.Is(err, fault.NotFound) || fault.Is(err, fault.InvalidState)
+			return nil, err
+		}
+		select {
+		case <-r.keys.detached:
+			return nil, nil
+		case <-ctx.Done():
+			return nil, cmp.Or(context.Cause(ctx), err)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// mayPass reports whether an error may be gone a moment later.
+func mayPass(err error) bool {
+	switch fault.CodeOf(err) {
+	case fault.HostUnavailable, fault.RateLimited, fault.AgentError, fault.Internal:
+		return true
+	}
+	return false
+}
+
+// follow uses one connection to its end, or the terminal's.
+func (r *remoteTerminal) follow(ctx context.Context, conn *websocket.Conn) (how *ended, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var sending sync.WaitGroup
+	defer func() {
+		cancel()
+		_ = conn.CloseNow()
+		sending.Wait()
+	}()
+	first := r.start
+	first.Type = "start"
+	if r.attach {
+		first = terminalMessage{Type: "connect", Tag: r.tag}
+	} else {
+		first.Cols, first.Rows = r.local.size()
+	}
+	if err := sendJSON(ctx, conn, first); err != nil {
+		return nil, r.broken(err)
+	}
+	var failure error
+	for {
+		m, err := receiveMessage(ctx, conn)
+		if r.tag != "" && r.hasDetached() {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, cmp.Or(failure, r.broken(err))
+		}
+		switch m.Type {
+		case "started":
+			r.begin(m.Tag)
+			sending.Go(func() { r.local.guard(func() { r.send(ctx, conn) }) })
+		case "output":
+			data, err := base64.StdEncoding.DecodeString(m.Data)
+			if err == nil {
+				_, err = r.local.Write(data)
+			}
+			if err != nil {
+				return nil, err
+			}
+		case "exit":
+			r.ended = true
+			return &m.ended, nil
+		case "error":
+			if m.Fatal {
+				failure = r.fatal(m.failure())
+			}
+		}
+	}
+}
+
+func (r *remoteTerminal) hasDetached() bool {
+	select {
+	case <-r.keys.detached:
+		return true
+	default:
+		return false
+	}
+}
+
+// broken is the error for a connection that ended before the terminal did. One that never
+// got as far as to name its terminal cannot be followed by another.
+func (r *remoteTerminal) broken(err error) error {
+	if r.tag == "" {
+		return r.server.unreachable(err)
+	}
+	return errBroken
+}
+
+// fatal is what the last message of a server means.
+func (r *remoteTerminal) fatal(err error) error {
+	if mayPass(err) {
+		return r.broken(err)
+	}
+	r.ended = true
+	return err
+}
+
+// begin is what happens when the server has named the terminal.
+func (r *remoteTerminal) begin(tag string) {
+	if r.attach {
+		r.local.clear() // the screen is painted again from what was kept of it
+	}
+	r.tag = tag
+	r.local.setTitle("wrenn: " + r.id + " " + tag)
+}
+
+// send tells the server what is typed and how large the terminal is, until the connection
+// or the person is gone.
+func (r *remoteTerminal) send(ctx context.Context, conn *websocket.Conn) {
+	resized, stop := r.local.resizes()
+	defer stop()
+	tell := func() error {
+		cols, rows := r.local.size()
+		if cols == 0 || rows == 0 {
+			return nil
+		}
+		return sendJSON(ctx, conn, terminalMessage{Type: "resize", Cols: cols, Rows: rows})
+	}
+	err := tell() // it may have changed since the start, or is another one
+	for err == nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-resized:
+			err = tell()
+		case <-r.keys.ready:
+			for data := r.keys.take(typedChunk); len(data) > 0 && err == nil; data = r.keys.take(typedChunk) {
+				err = sendJSON(ctx, conn, terminalMessage{Type: "input", Data: base64.StdEncoding.EncodeToString(data)})
+			}
+		case <-r.keys.detached:
+			_ = conn.CloseNow() // ends follow, which sees why
+			return
+		}
+	}
+}
+
+func sendJSON(ctx context.Context, conn *websocket.Conn, m any) error {
+	text, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return conn.Write(ctx, websocket.MessageText, text)
+}
+
+// receiveMessage reads the server's next message, of which there must be one now and then.
+func receiveMessage(ctx context.Context, conn *websocket.Conn) (serverMessage, error) {
+	ctx, cancel := context.WithTimeout(ctx, silence)
+	defer cancel()
+	_, text, err := conn.Read(ctx)
+	if err != nil {
+		return serverMessage{}, err
+	}
+	return decodeMessage(text)
+}
