@@ -88,6 +88,7 @@ func New(cfg Config) (*Server, http.Handler) {
 	options := []connect.HandlerOption{
 		connect.WithInterceptors(fault.Interceptor(), failureLog{cfg.Logger}),
 		connect.WithReadMaxBytes(maxMessage),
+		connect.WithCodec(jsonCodec{}),
 		// What clients compress is understood, but nothing is compressed for them: the way
 		// is short, and the time would be the sandbox's.
 		connect.WithCompressMinBytes(math.MaxInt),
