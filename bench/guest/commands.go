@@ -25,27 +25,24 @@ const trueProgram = "/bin/true"
 // commands measures the round trip of a command that does nothing: from the request to the
 // end of the answer.
 func (b *bench) commands(ctx context.Context) error {
-	all := make([]times, len(b.daemons()))
-	var raw times
-	clients, _ := each(b, func(d *daemon) (processconnect.ProcessClient, error) { return d.processes(), nil })
-	for i := range b.execs + warmRounds {
-		began := time.Now()
-		if err := exec.CommandContext(ctx, trueProgram).Run(); err != nil {
-			return err
-		}
-		if i >= warmRounds {
-			raw = append(raw, time.Since(began))
-		}
-		for j, client := range clients {
+	runs := []func() error{func() error { return exec.CommandContext(ctx, trueProgram).Run() }}
+	for _, d := range b.daemons() {
+		client := d.processes()
+		runs = append(runs, func() error { return runTrue(ctx, client) })
+	}
+	took := make([]times, len(runs))
+	for round := range b.execs + warmRounds {
+		for _, i := range turns(round, len(runs)) {
 			began := time.Now()
-			if err := runTrue(ctx, client); err != nil {
+			if err := runs[i](); err != nil {
 				return err
 			}
-			if i >= warmRounds {
-				all[j] = append(all[j], time.Since(began))
+			if round >= warmRounds {
+				took[i] = append(took[i], time.Since(began))
 			}
 		}
 	}
+	raw, all := took[0], took[1:]
 	added := all[0].millis(middle) - raw.millis(middle)
 	median := row{
 		what: "exec of /bin/true, median, ms", raw: compare("%.2f", all[0].millis(middle), raw.millis(middle)),

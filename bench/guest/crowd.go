@@ -32,12 +32,13 @@ func (b *bench) together(ctx context.Context) error {
 		followers = append(followers, d.followPrinting)
 	}
 	for round := range b.rounds {
-		for _, follow := range followers {
-			share, speed, err := b.crowdOf(ctx, follow)
+		shares[round], speeds[round] = make([]float64, len(followers)), make([]float64, len(followers))
+		for _, i := range turns(round, len(followers)) {
+			share, speed, err := b.crowdOf(ctx, followers[i])
 			if err != nil {
 				return err
 			}
-			shares[round], speeds[round] = append(shares[round], share), append(speeds[round], speed)
+			shares[round][i], speeds[round][i] = share, speed
 		}
 	}
 	figures := medians(shares)

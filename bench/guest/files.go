@@ -33,8 +33,9 @@ func (b *bench) files(ctx context.Context) (err error) {
 	all := append([]*daemon{}, b.daemons()...)
 	all = append(all, raw.client)
 	up, down := make([]times, len(all)), make([]times, len(all))
-	for range b.rounds {
-		for i, d := range all {
+	for round := range b.rounds {
+		for _, i := range turns(round, len(all)) {
+			d := all[i]
 			path := filepath.Join(b.dir, "file")
 			took, err := d.upload(ctx, path, contents)
 			if err != nil {

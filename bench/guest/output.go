@@ -61,22 +61,21 @@ func printing(amount int64) *processpb.StartRequest {
 // output measures how fast a command's output comes.
 func (b *bench) output(ctx context.Context) error {
 	for _, codec := range codecs {
-		all := make([]times, len(b.daemons()))
-		var raw times
-		for range b.rounds {
-			began := time.Now()
-			if err := readPipe(ctx, codec.bytes); err != nil {
-				return err
-			}
-			raw = append(raw, time.Since(began))
-			for i, d := range b.daemons() {
+		reads := []func() error{func() error { return readPipe(ctx, codec.bytes) }}
+		for _, d := range b.daemons() {
+			reads = append(reads, func() error { return d.readOutput(ctx, codec) })
+		}
+		took := make([]times, len(reads))
+		for round := range b.rounds {
+			for _, i := range turns(round, len(reads)) {
 				began := time.Now()
-				if err := d.readOutput(ctx, codec); err != nil {
-					return fmt.Errorf("%s: %w", d.binary, err)
+				if err := reads[i](); err != nil {
+					return err
 				}
-				all[i] = append(all[i], time.Since(began))
+				took[i] = append(took[i], time.Since(began))
 			}
 		}
+		raw, all := took[0], took[1:]
 		var speeds []float64
 		for _, t := range all {
 			speeds = append(speeds, t.speed(codec.bytes))
@@ -118,7 +117,10 @@ func (d *daemon) readOutput(ctx context.Context, c codec) error {
 	if err == nil && total != c.bytes {
 		err = fmt.Errorf("%d of %d bytes came", total, c.bytes)
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("%s: %w", d.binary, err)
+	}
+	return nil
 }
 
 // Parts of the framing of a stream: flags, length, message.

@@ -107,6 +107,16 @@ func (b *bench) addSmaller(what, format string, figures []float64, target float6
 	b.table.add(r)
 }
 
+// turns are the numbers below n in the order of a round. Each begins with another one: who
+// comes after a slow one may find the machine still busy with it.
+func turns(round, n int) []int {
+	order := make([]int, 0, n)
+	for i := range n {
+		order = append(order, (round+i)%n)
+	}
+	return order
+}
+
 // times are measurements of one thing.
 type times []time.Duration
 

@@ -82,14 +82,14 @@ func (b *bench) echo(ctx context.Context, how string, input way, besideSSH bool)
 			all = append(all, t)
 		}
 	}
-	for i := range b.echoes + warmRounds {
-		for _, t := range all {
-			took, err := t.echo(ctx, 'a'+byte(i%26))
+	for round := range b.echoes + warmRounds {
+		for _, i := range turns(round, len(all)) {
+			took, err := all[i].echo(ctx, 'a'+byte(round%26))
 			if err != nil {
-				return fmt.Errorf("%s: %w", t.name, err)
+				return fmt.Errorf("%s: %w", all[i].name, err)
 			}
-			if i >= warmRounds {
-				t.times = append(t.times, took)
+			if round >= warmRounds {
+				all[i].times = append(all[i].times, took)
 			}
 		}
 	}
