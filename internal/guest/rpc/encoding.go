@@ -95,9 +95,9 @@ func quality(params string) (float64, bool) {
 	return q, true
 }
 
-// compact begins the content types of what is compressed already: packing it once more
+// packedTypes begin the content types of what is compressed already: packing it once more
 // takes the sandbox's time and saves nothing.
-var compact = []string{
+var packedTypes = []string{
 	"image/gif", "image/jpeg", "image/png", "image/webp", "audio/", "video/", "font/woff",
 	"application/zip", "application/gzip", "application/x-gzip", "application/x-rar-compressed", "application/wasm",
 }
@@ -105,7 +105,7 @@ var compact = []string{
 // zip says whether to send something of this type with gzip.
 func (a accepted) zip(contentType string) bool {
 	if a == zipped {
-		for _, kind := range compact {
+		for _, kind := range packedTypes {
 			if strings.HasPrefix(contentType, kind) {
 				return false
 			}

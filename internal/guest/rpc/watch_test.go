@@ -235,6 +235,39 @@ func TestWatchDirOfABurst(t *testing.T) {
 	}
 }
 
+// A client that does not read for long is told that it missed something, and nothing is kept
+// for it without bound.
+func TestWatchDirTellsOfLoss(t *testing.T) {
+	g := newGuest(t)
+	dir, err := os.MkdirTemp("/dev/shm", "wrenn-watch-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	names := [2]string{dir + "/a" + strings.Repeat("n", 250), dir + "/b" + strings.Repeat("n", 250)}
+	for _, name := range names {
+		if err := os.WriteFile(name, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := watchDir(t, g.files, &filesystempb.WatchDirRequest{Path: dir})
+	// More than the buffers on the way and both of the daemon's queues hold.
+	const changes = 300_000
+	for i := range changes {
+		if err := os.Chmod(names[i%len(names)], 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := 0
+	for w.stream.Receive() {
+		read++
+	}
+	wantConnect(t, w.stream.Err(), connect.CodeResourceExhausted, "events were lost")
+	if read >= changes {
+		t.Errorf("%d events came of %d changes", read, changes)
+	}
+}
+
 // FuzzWatchDir sends anything as a watch request and wants an answer of the protocol.
 func FuzzWatchDir(f *testing.F) {
 	dir := f.TempDir()
