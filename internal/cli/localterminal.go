@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -131,7 +132,7 @@ const longestSwitch = 8
 func (s *screen) follow(p []byte) {
 	if len(s.tail) > 0 {
 		// What began in the last piece ends within the first bytes of this one.
-		joint := append(s.tail, p[:min(len(p), longestSwitch-1)]...)
+		joint := slices.Concat(s.tail, p[:min(len(p), longestSwitch-1)])
 		s.look(joint)
 	}
 	s.look(p)
