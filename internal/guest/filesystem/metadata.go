@@ -1,11 +1,11 @@
 package filesystem
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -79,44 +79,53 @@ func metadata(path string) map[string]string {
 		if !ours || key == "" {
 			continue
 		}
-		value := make([]byte, maxXattrValue)
-		n, err := unix.Getxattr(path, name, value)
-		if err != nil {
+		value, ok := readXattr(path, name, unix.Getxattr)
+		if !ok {
 			continue // gone meanwhile
 		}
 		if found == nil {
 			found = make(map[string]string)
 		}
-		found[key] = string(value[:n])
+		found[key] = value
 	}
 	return found
 }
 
-// Limits of Linux on extended attributes, in bytes (limits.h).
+// Limits of extended attributes, in bytes: of Linux (limits.h) for a list of names and for
+// a value, and what is enough for nearly every file.
 const (
-	maxXattrList  = 64 << 10
-	maxXattrValue = 64 << 10
+	maxXattr   = 64 << 10
+	usualXattr = 1 << 10
 )
 
-// usualXattrList is room enough for the names of nearly every file, in bytes.
-const usualXattrList = 1 << 10
+// xattrBuffers are used again: a listing looks at the attributes of every entry.
+var xattrBuffers = sync.Pool{New: func() any { return new([maxXattr]byte) }}
+
+// withXattr calls read with a buffer that is large enough, and returns what was read.
+func withXattr(read func(dest []byte) (int, error)) (string, bool) {
+	buf := xattrBuffers.Get().(*[maxXattr]byte)
+	defer xattrBuffers.Put(buf)
+	n, err := read(buf[:usualXattr])
+	if errors.Is(err, unix.ERANGE) {
+		n, err = read(buf[:])
+	}
+	if err != nil {
+		return "", false
+	}
+	return string(buf[:n]), true
+}
+
+func readXattr(path, name string, get func(path, name string, dest []byte) (int, error)) (string, bool) {
+	return withXattr(func(dest []byte) (int, error) { return get(path, name, dest) })
+}
 
 // listXattrs returns the names of path's extended attributes as far as it can.
 func listXattrs(path string, list func(path string, dest []byte) (int, error)) []string {
-	buf := make([]byte, usualXattrList)
-	n, err := list(path, buf)
-	if errors.Is(err, unix.ERANGE) {
-		buf = make([]byte, maxXattrList)
-		n, err = list(path, buf)
-	}
-	if err != nil || n == 0 {
+	names, _ := withXattr(func(dest []byte) (int, error) { return list(path, dest) })
+	if names == "" {
 		return nil
 	}
-	var names []string
-	for name := range bytes.SplitSeq(bytes.TrimSuffix(buf[:n], []byte{0}), []byte{0}) {
-		names = append(names, string(name))
-	}
-	return names
+	return strings.Split(strings.TrimSuffix(names, "\x00"), "\x00")
 }
 
 // copyXattrs copies those extended attributes of a file that are wanted, as far as the
@@ -126,12 +135,11 @@ func copyXattrs(from, to string, wanted func(name string) bool) error {
 		if !wanted(name) {
 			continue
 		}
-		value := make([]byte, maxXattrValue)
-		n, err := unix.Lgetxattr(from, name, value)
-		if err != nil {
+		value, ok := readXattr(from, name, unix.Lgetxattr)
+		if !ok {
 			continue // gone, or not to be read
 		}
-		err = unix.Lsetxattr(to, name, value[:n], 0)
+		err := unix.Lsetxattr(to, name, []byte(value), 0)
 		if err != nil && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("%s: attribute %s: %w", to, name, err)
 		}

@@ -133,7 +133,10 @@ func sendZipped(w http.ResponseWriter, r *http.Request, src io.Reader) {
 		return
 	}
 	zip := zipWriters.Get().(*gzip.Writer)
-	defer zipWriters.Put(zip)
+	defer func() {
+		zip.Reset(io.Discard) // it must not keep the connection
+		zipWriters.Put(zip)
+	}()
 	out := bufio.NewWriterSize(w, zipPiece)
 	zip.Reset(out)
 	_, err := filesystem.Copy(zip, src)

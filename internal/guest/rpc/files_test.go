@@ -230,6 +230,19 @@ func TestMultipart(t *testing.T) {
 	if got, _ := os.ReadFile(dir + "/named"); string(got) != "by path" {
 		t.Errorf("half an upload changed a file")
 	}
+	for body, says := range map[string]string{
+		"":                          "ended before it was complete",
+		"--b\r\n":                   "ended before it was complete",
+		"--b\r\nno header\r\n\r\nx": "is not multipart",
+		"--b\r\nX: " + strings.Repeat("y", 11<<20) + "\r\n\r\nx\r\n--b--": "headers of a part are too large",
+		// One part is whole, and then it is cut off where the next would begin.
+		"--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"" + dir + "/c\"\r\n\r\nx\r\n--b\r\n": "ended before it was complete",
+	} {
+		resp, answer = g.do(t, "POST", "/files", strings.NewReader(body), "Content-Type", "multipart/form-data; boundary=b")
+		g.want(t, resp, answer, 400, says)
+	}
+	resp, answer = g.do(t, "POST", "/files", strings.NewReader("--b--"), "Content-Type", "multipart/form-data; boundary=b")
+	g.want(t, resp, answer, 200, "[]")
 	onlyEntries(t, dir, "a", "b", "named")
 }
 

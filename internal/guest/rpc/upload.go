@@ -10,6 +10,7 @@ import (
 	"mime"
 	"mime/multipart"
 	"net/http"
+	"net/textproto"
 	"os"
 	"path/filepath"
 	"strings"
@@ -106,6 +107,10 @@ func uploadError(err error) error {
 		return err
 	case errors.Is(err, gzip.ErrHeader), errors.Is(err, gzip.ErrChecksum), errors.As(err, new(flate.CorruptInputError)):
 		return fault.Wrap(err, fault.InvalidRequest, "the body is not what gzip makes, as its Content-Encoding says; nothing was written")
+	case errors.Is(err, multipart.ErrMessageTooLarge):
+		return fault.Wrap(err, fault.InvalidRequest, "the headers of a part are too large; nothing was written")
+	case errors.As(err, new(textproto.ProtocolError)):
+		return fault.Wrap(err, fault.InvalidRequest, "the body is not multipart, as its Content-Type says; nothing was written")
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fault.Wrap(err, fault.InvalidRequest, "nothing of the upload came for %v, so it was given up", uploadIdle)
 	}
@@ -164,12 +169,18 @@ func (u *uploading) readFile(src io.Reader, given string) error {
 	return nil
 }
 
+// cutOff is the header of a part that is read only if the body lacks its last boundary.
+const cutOff = "Wrenn-Cut-Off"
+
 // readParts takes every part of a multipart body that is named file. Its path is given,
 // or else its whole file name.
 func (u *uploading) readParts(body io.Reader, boundary, given string) error {
 	if boundary == "" {
 		return fault.New(fault.InvalidRequest, "the multipart content type has no boundary")
 	}
+	// The reader takes the end of the body for the end of the last part. A part put behind
+	// it shows whether there was a last boundary.
+	body = io.MultiReader(body, strings.NewReader("\r\n--"+boundary+"\r\n"+cutOff+": yes\r\n\r\n"))
 	// A multipart reader asks for 4 KiB at a time; the buffer turns that into few calls.
 	parts := multipart.NewReader(bufio.NewReaderSize(body, filesystem.CopyBuffer), boundary)
 	for {
@@ -179,6 +190,8 @@ func (u *uploading) readParts(body io.Reader, boundary, given string) error {
 			return nil
 		case err != nil:
 			return err
+		case part.Header.Get(cutOff) != "":
+			return io.ErrUnexpectedEOF
 		case part.FormName() != "file":
 			continue
 		}
