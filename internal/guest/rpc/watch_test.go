@@ -189,15 +189,21 @@ func TestPolledWatcher(t *testing.T) {
 	resp, body := g.do(t, "POST", at(dir+"/sub/f"), strings.NewReader("1"), "Content-Type", octets)
 	g.want(t, resp, body, 200, "")
 	var all []*filesystempb.FilesystemEvent
+	var last *filesystempb.FilesystemEvent // or nearly: the new directory's owner may be told later
 	eventually(t, "the upload is told", func() bool {
 		got, err := g.jsonFiles.GetWatcherEvents(t.Context(), as("", &filesystempb.GetWatcherEventsRequest{WatcherId: id}))
 		if err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, got.Msg.GetEvents()...)
-		return len(all) > 0 && all[len(all)-1].GetType() == changed
+		for _, event := range got.Msg.GetEvents() {
+			all = append(all, event)
+			if event.GetType() == changed {
+				last = event
+			}
+		}
+		return last != nil
 	})
-	if last := all[len(all)-1]; last.GetName() != "sub/f" || last.GetEntry().GetSize() != 1 || all[0].GetName() != "sub" {
+	if last.GetName() != "sub/f" || last.GetEntry().GetSize() != 1 || all[0].GetName() != "sub" || all[0].GetType() != created {
 		t.Errorf("told %v", all)
 	}
 	if _, err := g.files.RemoveWatcher(t.Context(), as("", &filesystempb.RemoveWatcherRequest{WatcherId: id})); err != nil {
