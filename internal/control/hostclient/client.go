@@ -23,6 +23,9 @@ const (
 	// streamWindow is how much output of one command may wait here for a slow reader, in
 	// bytes, before the command itself has to wait.
 	streamWindow = 1 << 20
+	// frameSize is the largest piece that the host sends at once, in bytes. The usual
+	// 16 KiB cuts every larger piece of output into many, each with system calls of its own.
+	frameSize = 512 << 10
 	// fileBuffer is the size of the buffers between a file transfer and its socket, in
 	// bytes. With the usual 4 KiB a transfer is bound by system calls.
 	fileBuffer = 1 << 20
@@ -55,7 +58,7 @@ func Dial(socketPath string) *Client {
 	rpc := &http.Transport{
 		DialContext: dial,
 		Protocols:   h2,
-		HTTP2:       &http.HTTP2Config{MaxReceiveBufferPerStream: streamWindow},
+		HTTP2:       &http.HTTP2Config{MaxReceiveBufferPerStream: streamWindow, MaxReadFrameSize: frameSize},
 	}
 	h1 := new(http.Protocols)
 	h1.SetHTTP1(true)
