@@ -31,6 +31,7 @@ var varying = []struct {
 	{regexp.MustCompile(`^Date: .*`), "Date: NOW"},
 	{regexp.MustCompile(`^(\d+)( +web)`), "PID$2"},
 	{regexp.MustCompile(`^pid \d+,`), "pid PID,"},
+	{regexp.MustCompile(`\[[^]]*\d+:\d+:\d+\]`), "[NOW]"},
 }
 
 func normal(line string) string {
