@@ -13,10 +13,12 @@ const (
 	// idlePause is the rule. It bounds how long a new server on loopback has to wait for
 	// its forwarding.
 	idlePause = time.Second
-	// busyPause is for a while after a change, when more of them are likely, and while
-	// something is forwarded: a server that goes must get its port back soon.
+	// busyPause is for a while after a change, when more of them are likely.
 	busyPause = 250 * time.Millisecond
 	busyTime  = 10 * time.Second
+	// heldPause is while something is forwarded: a server that goes wants its port back
+	// soon, also when its process stays, whose end would be seen at once.
+	heldPause = 500 * time.Millisecond
 	// shareOfTime keeps the cost of looking under 0.2 % of a core, unless there are more
 	// than thousands of sockets: the pause is at least this many times as long as a look.
 	// One that was held up by other work says nothing, so the quickest of a few counts.
@@ -107,8 +109,11 @@ func (w *watcher) step(ctx context.Context) {
 
 func (w *watcher) pause() time.Duration {
 	pause := idlePause
-	if len(w.forwards) > 0 || w.looked.Sub(w.changed) < busyTime {
+	switch {
+	case w.looked.Sub(w.changed) < busyTime:
 		pause = busyPause
+	case len(w.forwards) > 0:
+		pause = heldPause
 	}
 	return min(max(pause, slices.Min(w.costs[:])*shareOfTime), maxPause)
 }
