@@ -119,7 +119,8 @@ func (l *load) begin(t *testing.T) {
 // answer may have been on its way, two cannot.
 func (l *load) goesOn(t *testing.T) {
 	t.Helper()
-	var slow []string
+	const quick = 2 * time.Second
+	began, slow, told := time.Now(), []string(nil), false
 	before := make([]int64, len(l.clients))
 	for i, c := range l.clients {
 		before[i] = c.done.Load()
@@ -130,6 +131,10 @@ func (l *load) goesOn(t *testing.T) {
 			if c.done.Load() < before[i]+2 {
 				slow = append(slow, c.name)
 			}
+		}
+		if !told && len(slow) > 0 && time.Since(began) > quick {
+			t.Logf("these take more than %v to go on: %s", quick, strings.Join(slow, ", "))
+			told = true
 		}
 		return len(slow) == 0
 	}) {

@@ -9,6 +9,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -123,14 +124,21 @@ func (c *command) selector() *processpb.ProcessSelector {
 // numberedLines reads a command that counts slowly until it is told to stop.
 func (l *load) numberedLines(ctx context.Context, c *client) error {
 	flag := path.Join(l.dir, "stop-counting")
-	return l.count(ctx, c, flag, `i=0; while [ ! -e "`+flag+`" ]; do echo $i; i=$((i+1)); sleep 0.02; done; echo end; exit 7`)
+	return l.count(ctx, c, flag, counter(flag, `print $i++, "\n"`, 20*time.Millisecond)+`; print "end\n"; exit 7'`)
 }
 
-// flood reads a command that counts as fast as it can, so that the daemon is full of
-// output at every moment. A line in a thousand counts as progress.
+// flood reads a command that prints in bursts, so that the daemon is full of output at most
+// moments.
 func (l *load) flood(ctx context.Context, c *client) error {
 	flag := path.Join(l.dir, "stop-flooding")
-	return l.count(ctx, c, flag, `i=0; while [ ! -e "`+flag+`" ]; do n=$((i+200)); while [ $i -lt $n ]; do echo $i; i=$((i+1)); done; sleep 0.01; done; echo end; exit 7`)
+	return l.count(ctx, c, flag, counter(flag, `print $i++, "\n" for 1..200`, 10*time.Millisecond)+`; print "end\n"; exit 7'`)
+}
+
+// counter is the begin of a script that does something with a number $i, from 0 on, until
+// there is a file flag. It needs no other process to wait: of a shell whose sleep ended in a
+// checkpoint, gVisor has been seen to lose the news of that end.
+func counter(flag, what string, pause time.Duration) string {
+	return fmt.Sprintf(`exec perl -e '$| = 1; $i = 0; until (-e "%s") { %s; select undef, undef, undef, %g }`, flag, what, pause.Seconds())
 }
 
 func (l *load) count(ctx context.Context, c *client, flag, script string) error {
@@ -267,7 +275,7 @@ func (l *load) watch(ctx context.Context, c *client) error {
 	if err != nil {
 		return err
 	}
-	maker, err := l.start(ctx, `i=0; while [ ! -e "`+flag+`" ]; do : >"`+dir+`/$i"; i=$((i+1)); sleep 0.02; done; echo $i; : >"`+dir+`/end"`, nil)
+	maker, err := l.start(ctx, counter(flag, `open F, ">", "`+dir+`/" . $i++; close F`, 20*time.Millisecond)+`; print "$i\n"; open F, ">", "`+dir+`/end"'`, nil)
 	if err != nil {
 		return err
 	}
