@@ -25,8 +25,7 @@ func (s *Service) Destroy(ctx context.Context, id string) error {
 		if require(e.sandbox, actDestroy) == nil {
 			done := s.beginEnd(e)
 			s.mu.Unlock()
-			defer close(done)
-			return s.destroy(ctx, e)
+			return s.destroy(ctx, e, done)
 		}
 		if e.sandbox.Status == Starting {
 			e.cancel(errDestroyed)
@@ -55,7 +54,8 @@ func (s *Service) beginEnd(e *entry) (done chan struct{}) {
 
 // destroy ends an entry that is Stopping and owned by the caller. It goes through even
 // when the caller goes away: half a destroy is of no use to anybody.
-func (s *Service) destroy(ctx context.Context, e *entry) error {
+func (s *Service) destroy(ctx context.Context, e *entry, done chan struct{}) error {
+	defer close(done)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	s.set(e, func(*Sandbox) {})
