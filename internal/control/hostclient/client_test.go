@@ -31,8 +31,12 @@ type fakeHost struct {
 	create func(*hostv1.CreateSandboxRequest) (*hostv1.Sandbox, error)
 	watch  func(context.Context, *connect.ServerStream[hostv1.WatchSandboxesResponse]) error
 	start  func(context.Context, *hostv1.StartProcessRequest, *connect.ServerStream[hostv1.ProcessEvent]) error
-	signal func(*hostv1.SignalProcessRequest) error
-	files  http.HandlerFunc
+	// connect is start for a process that runs.
+	connect func(*hostv1.ConnectProcessRequest, *connect.ServerStream[hostv1.ProcessEvent]) error
+	signal  func(*hostv1.SignalProcessRequest) error
+	input   func(*hostv1.SendInputRequest)
+	resize  func(*hostv1.ResizeTerminalRequest)
+	files   http.HandlerFunc
 }
 
 func (f *fakeHost) CreateSandbox(_ context.Context, req *connect.Request[hostv1.CreateSandboxRequest]) (*connect.Response[hostv1.CreateSandboxResponse], error) {
@@ -46,6 +50,20 @@ func (f *fakeHost) WatchSandboxes(ctx context.Context, _ *connect.Request[hostv1
 
 func (f *fakeHost) StartProcess(ctx context.Context, req *connect.Request[hostv1.StartProcessRequest], s *connect.ServerStream[hostv1.ProcessEvent]) error {
 	return f.start(ctx, req.Msg, s)
+}
+
+func (f *fakeHost) ConnectProcess(_ context.Context, req *connect.Request[hostv1.ConnectProcessRequest], s *connect.ServerStream[hostv1.ProcessEvent]) error {
+	return f.connect(req.Msg, s)
+}
+
+func (f *fakeHost) SendInput(_ context.Context, req *connect.Request[hostv1.SendInputRequest]) (*connect.Response[hostv1.SendInputResponse], error) {
+	f.input(req.Msg)
+	return connect.NewResponse(&hostv1.SendInputResponse{}), nil
+}
+
+func (f *fakeHost) ResizeTerminal(_ context.Context, req *connect.Request[hostv1.ResizeTerminalRequest]) (*connect.Response[hostv1.ResizeTerminalResponse], error) {
+	f.resize(req.Msg)
+	return connect.NewResponse(&hostv1.ResizeTerminalResponse{}), nil
 }
 
 func (f *fakeHost) SignalProcess(_ context.Context, req *connect.Request[hostv1.SignalProcessRequest]) (*connect.Response[hostv1.SignalProcessResponse], error) {
@@ -244,6 +262,62 @@ func TestProcessEvents(t *testing.T) {
 	if err := c.Processes.Signal(t.Context(), "sb1", sandbox.Selector{Tag: "t"}, sandbox.SIGTERM); err != nil ||
 		signaled.GetSignal() != hostv1.Signal_SIGNAL_SIGTERM || signaled.GetProcess().GetTag() != "t" {
 		t.Errorf("signal: %v %v", err, signaled)
+	}
+}
+
+func TestTerminals(t *testing.T) {
+	var asked *hostv1.StartProcessRequest
+	var followed *hostv1.ConnectProcessRequest
+	var inputs []*hostv1.SendInputRequest
+	var resized *hostv1.ResizeTerminalRequest
+	piece := bytes.Repeat([]byte("x"), frameSize+1) // more than the host sends at once
+	play := func(s *connect.ServerStream[hostv1.ProcessEvent], replay uint64) error {
+		return errors.Join(
+			s.Send(&hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Start_{Start: &hostv1.ProcessEvent_Start{Pid: 7, ReplayBytes: replay}}}),
+			s.Send(&hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Terminal{Terminal: piece}}))
+	}
+	c := serve(t, &fakeHost{
+		start: func(_ context.Context, req *hostv1.StartProcessRequest, s *connect.ServerStream[hostv1.ProcessEvent]) error {
+			asked = req
+			return play(s, 0)
+		},
+		connect: func(req *hostv1.ConnectProcessRequest, s *connect.ServerStream[hostv1.ProcessEvent]) error {
+			if followed = req; req.GetProcess().GetTag() != "t" {
+				return fault.New(fault.NotFound, "no such process")
+			}
+			return play(s, 9)
+		},
+		input:  func(req *hostv1.SendInputRequest) { inputs = append(inputs, req) },
+		resize: func(req *hostv1.ResizeTerminalRequest) { resized = req },
+	})
+	p, size := c.Processes, sandbox.TerminalSize{Cols: 100, Rows: 30}
+	started, events, err := p.Start(t.Context(), "sb1", sandbox.Command{Terminal: &size})
+	if err != nil || started != (sandbox.Started{PID: 7}) || asked.GetTerminal().GetCols() != 100 || asked.GetTerminal().GetRows() != 30 {
+		t.Fatalf("%+v, %v, asked for %v", started, err, asked)
+	}
+	if ev, err := events.Next(); err != nil || ev.Kind != sandbox.Terminal || !bytes.Equal(ev.Data, piece) {
+		t.Errorf("kind %d, %d bytes, %v", ev.Kind, len(ev.Data), err)
+	}
+	started, events, err = p.Connect(t.Context(), "sb1", sandbox.Selector{Tag: "t"}, true)
+	if err != nil || started != (sandbox.Started{PID: 7, ReplayBytes: 9}) || !followed.GetReplay() || followed.GetSandboxId() != "sb1" {
+		t.Fatalf("%+v, %v, asked for %v", started, err, followed)
+	}
+	if ev, err := events.Next(); err != nil || ev.Kind != sandbox.Terminal {
+		t.Errorf("%d, %v", ev.Kind, err)
+	}
+	if _, _, err := p.Connect(t.Context(), "sb1", sandbox.Selector{PID: 3}, false); !fault.Is(err, fault.NotFound) {
+		t.Errorf("a process that is not there: %v", err)
+	}
+	for _, in := range []sandbox.Input{{Data: []byte("in")}, {Terminal: true, Data: []byte("key")}} {
+		if err := p.SendInput(t.Context(), "sb1", sandbox.Selector{PID: 7}, in); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(inputs) != 2 || string(inputs[0].GetStdin()) != "in" || string(inputs[1].GetTerminal()) != "key" || inputs[1].GetProcess().GetPid() != 7 {
+		t.Errorf("input %v", inputs)
+	}
+	if err := p.Resize(t.Context(), "sb1", sandbox.Selector{Tag: "t"}, size); err != nil || resized.GetSize().GetRows() != 30 || resized.GetProcess().GetTag() != "t" {
+		t.Errorf("%v, resized %v", err, resized)
 	}
 }
 

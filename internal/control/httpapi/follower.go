@@ -42,8 +42,8 @@ type follower struct {
 }
 
 // follow tells the client what the process does, and the process what the client says,
-// until either comes to its end.
-func (f *follower) follow(ctx context.Context, ping time.Duration) {
+// until either comes to its end. It reports whether that of the process was seen.
+func (f *follower) follow(ctx context.Context, ping time.Duration) (over bool) {
 	// Closing the session is what unblocks the reading of events when the client is gone.
 	defer context.AfterFunc(ctx, func() { _ = f.session.Close() })()
 	var out outbox
@@ -55,13 +55,15 @@ func (f *follower) follow(ctx context.Context, ping time.Duration) {
 	wg.Go(func() { f.feed(ctx) })
 	wg.Go(func() { f.keepAlive(ctx, ping) })
 	wg.Go(func() { f.readEvents(ctx, &out) })
-	if errors.Is(f.sendEvents(ctx, &out), errEnded) {
+	over, err := f.sendEvents(ctx, &out)
+	if errors.Is(err, errEnded) {
 		<-f.finished
 	}
 	f.cancel()
 	_ = f.conn.CloseNow()
 	_ = f.session.Close()
 	wg.Wait()
+	return over
 }
 
 // readEvents fills the outbox with what the process does.
@@ -82,37 +84,37 @@ func (f *follower) readEvents(ctx context.Context, out *outbox) {
 }
 
 // sendEvents tells the client what the process does until that has come to an end, or the
-// client has gone.
-func (f *follower) sendEvents(ctx context.Context, out *outbox) error {
+// client has gone. It reports whether it has: it is not followed any more, or has ended.
+func (f *follower) sendEvents(ctx context.Context, out *outbox) (over bool, err error) {
 	if err := f.send(ctx, f.dialect.started(f.session.Started())); err != nil {
-		return err
+		return false, err
 	}
 	enc := encoder{dialect: f.dialect, send: func(m []byte) error { return f.send(ctx, m) }}
 	var items []item
 	for {
 		items = out.take(items)
 		if items == nil {
-			return context.Cause(ctx)
+			return false, context.Cause(ctx)
 		}
 		for _, it := range items {
 			if it.err == nil && it.event.Kind != sandbox.Exited {
 				if err := enc.add(it.event); err != nil {
-					return err
+					return false, err
 				}
 				continue
 			}
 			if err := enc.flush(); err != nil {
-				return err
+				return true, err
 			}
 			if it.err != nil {
 				f.end(ctx, it.err, lostStatus(it.err))
 			} else {
 				f.finish(ctx, f.dialect.exited(it.event.Exit), websocket.StatusNormalClosure)
 			}
-			return nil
+			return true, nil
 		}
 		if err := enc.sendPending(); err != nil {
-			return err
+			return false, err
 		}
 	}
 }

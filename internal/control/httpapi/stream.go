@@ -170,8 +170,7 @@ func (s *streams) run(ctx context.Context, f *follower, id string, first func(co
 	}
 	defer func() { _ = f.session.Close() }() // never fails in a way that matters: it cancels
 	f.log = f.log.With("pid", f.session.Started().PID)
-	f.follow(ctx, s.pingInterval)
-	if want.start != nil && want.start.Stdin {
+	if over := f.follow(ctx, s.pingInterval); !over && want.start != nil && want.start.Stdin {
 		f.leave(ctx)
 	}
 }
