@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"regexp"
 	"sync"
 	"time"
 
@@ -56,6 +57,10 @@ type remoteTerminal struct {
 
 	local *localTerminal
 	keys  *keyboard
+	// replay is what was on the screen before, as far as it has come; toReplay is how many
+	// bytes of it are to come.
+	replay   []byte
+	toReplay int64
 }
 
 // errBroken is that the connection broke and the terminal may live.
@@ -160,12 +165,12 @@ func (r *remoteTerminal) follow(ctx context.Context, conn *websocket.Conn) (how 
 		}
 		switch m.Type {
 		case "started":
-			r.begin(m.Tag)
+			r.begin(m.Tag, m.ReplayBytes)
 			sending.Go(func() { r.local.guard(func() { r.send(ctx, conn) }) })
 		case "output":
 			data, err := base64.StdEncoding.DecodeString(m.Data)
 			if err == nil {
-				_, err = r.local.Write(data)
+				err = r.show(data)
 			}
 			if err != nil {
 				return nil, err
@@ -209,12 +214,32 @@ func (r *remoteTerminal) fatal(err error) error {
 }
 
 // begin is what happens when the server has named the terminal.
-func (r *remoteTerminal) begin(tag string) {
+func (r *remoteTerminal) begin(tag string, replayBytes int64) {
+	r.replay, r.toReplay = nil, replayBytes
 	if r.attach {
 		r.local.clear() // the screen is painted again from what was kept of it
 	}
 	r.tag = tag
 	r.local.setTitle("wrenn: " + r.id + " " + tag)
+}
+
+// questions are what a program asks a terminal: its type, where its cursor is, its colours.
+// What comes again from before must not ask again; the answers would look like typing.
+var questions = regexp.MustCompile(`\x1b\[[>=?]?[0-9]*[cn]|\x1b\[[>?]?[0-9;]*\$p|\x1b\][0-9;]+;\?(\x07|\x1b\\)|\x1bP[$+]q[^\x1b]*\x1b\\|\x05`)
+
+// show prints what the program prints, and what it printed before without its questions.
+func (r *remoteTerminal) show(data []byte) error {
+	if old := min(r.toReplay, int64(len(data))); old > 0 {
+		r.replay = append(r.replay, data[:old]...)
+		data = data[old:]
+		if r.toReplay -= old; r.toReplay > 0 {
+			return nil
+		}
+		data = append(questions.ReplaceAll(r.replay, nil), data...)
+		r.replay = nil
+	}
+	_, err := r.local.Write(data)
+	return err
 }
 
 // send tells the server what is typed and how large the terminal is, until the connection

@@ -119,8 +119,10 @@ func TestDetachAndReturn(t *testing.T) {
 	s := served(t)
 	p := sit(t, s, "shell", fakeID(1))
 	p.sees("ready> ")
-	p.types("KEPT=4; printf '\\033[?1049h'; echo in-an-edit''or\r")
-	p.sees("in-an-editor")
+	p.types("KEPT=4; printf '\\033[?1049h\\033[>c\\033[6n'; echo in-an-edit''or\r")
+	if seen := p.sees("in-an-editor"); !strings.Contains(seen, "\x1b[6n") {
+		t.Errorf("the program's question was not passed on: %q", seen)
+	}
 	p.types("\x10x\x10") // Ctrl-P alone is for the program
 	p.types("\x11")
 	if seen := p.sees(popTitle); !strings.Contains(seen, leaveScreen) {
@@ -132,8 +134,10 @@ func TestDetachAndReturn(t *testing.T) {
 	}
 
 	again := sit(t, s, "shell", fakeID(1), "--attach", "pty-1")
-	if seen := again.sees("in-an-editor"); !strings.Contains(seen, clearScreen) {
+	if seen := again.sees("in-an-editor"); !strings.Contains(seen, clearScreen) || !strings.Contains(seen, "\x1b[?1049h") {
 		t.Errorf("painted over what was there: %q", seen)
+	} else if strings.Contains(seen, "\x1b[6n") || strings.Contains(seen, "\x1b[>c") {
+		t.Errorf("a question of before is asked again: %q", seen)
 	}
 	again.types("\x15echo $KEPT$KEPT\r") // Ctrl-U: without what was typed before
 	again.sees("44")
