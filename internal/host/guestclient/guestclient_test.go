@@ -252,3 +252,60 @@ func TestPermissionsAreThoseOfLs(t *testing.T) {
 		}
 	}
 }
+
+func TestTerminalOutlivesItsConnection(t *testing.T) {
+	c := startEnvd(t)
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	cmd := Command{Cmd: "sh", Args: []string{"-c", "stty size; read x; stty size; echo $x"}, Tag: "t", Terminal: &TerminalSize{Cols: 100, Rows: 30}}
+	var first strings.Builder
+	err := c.Start(ctx, cmd, func(e Event) error {
+		if out, ok := e.(Output); ok {
+			if out.From != Terminal {
+				t.Errorf("output comes from %v", out.From)
+			}
+			if first.Write(out.Data); strings.Contains(first.String(), "30 100") {
+				leave()
+			}
+		}
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatalf("%q, %v", first.String(), err)
+	}
+	var again strings.Builder
+	var end Ended
+	err = c.Connect(t.Context(), Selector{Tag: "t"}, true, func(e Event) error {
+		switch e := e.(type) {
+		case Started:
+			if e.PID == 0 || e.ReplayBytes != uint64(first.Len()) {
+				t.Errorf("began with %+v, %d bytes were printed", e, first.Len())
+			}
+			if err := c.ResizeTerminal(t.Context(), Selector{PID: e.PID}, TerminalSize{Cols: 7, Rows: 5}); err != nil {
+				return err
+			}
+			return c.SendTerminalInput(t.Context(), Selector{Tag: "t"}, []byte("typed\r"))
+		case Output:
+			again.Write(e.Data)
+		case Ended:
+			end = e
+		}
+		return nil
+	})
+	if seen := again.String(); err != nil || end != (Ended{}) || !strings.HasPrefix(seen, first.String()) || !strings.Contains(seen, "5 7\r\ntyped") {
+		t.Errorf("saw %q, ended %+v, %v", seen, end, err)
+	}
+	// Its end is still known, and without a replay nothing else.
+	err = c.Connect(t.Context(), Selector{Tag: "t"}, false, func(e Event) error {
+		if _, ok := e.(Output); ok {
+			t.Errorf("a replay that nobody wanted: %v", e)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := c.Connect(t.Context(), Selector{Tag: "nobody"}, false, func(Event) error { return nil }); !fault.Is(err, fault.NotFound) {
+		t.Errorf("a process that is not there: %v", err)
+	}
+}

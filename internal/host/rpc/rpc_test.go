@@ -228,3 +228,52 @@ func TestFilesReachTheGuest(t *testing.T) {
 		t.Errorf("stat of a removed file: %v", err)
 	}
 }
+
+func TestTerminalsReachTheGuest(t *testing.T) {
+	guest := guestclient.New(testenv.StartEnvd(t), testenv.EnvdToken)
+	t.Cleanup(guest.Close)
+	client, _ := serve(t, fakeSandboxes{guest: func(string) (*guestclient.Client, error) { return guest, nil }})
+	stream, err := client.StartProcess(t.Context(), connect.NewRequest(&hostv1.StartProcessRequest{
+		SandboxId: "sba", Cmd: "sh", Args: []string{"-c", "read x; stty size; echo $x"}, Tag: "t", Terminal: &hostv1.TerminalSize{Cols: 100, Rows: 30},
+	}))
+	if err != nil || !stream.Receive() {
+		t.Fatal(err, stream.Err())
+	}
+	selector := &hostv1.ProcessSelector{Selector: &hostv1.ProcessSelector_Tag{Tag: "t"}}
+	_, err = client.ResizeTerminal(t.Context(), connect.NewRequest(&hostv1.ResizeTerminalRequest{
+		SandboxId: "sba", Process: selector, Size: &hostv1.TerminalSize{Cols: 7, Rows: 5},
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = client.SendInput(t.Context(), connect.NewRequest(&hostv1.SendInputRequest{
+		SandboxId: "sba", Process: selector, Input: &hostv1.SendInputRequest_Terminal{Terminal: []byte("typed\r")},
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.SendInput(t.Context(), connect.NewRequest(&hostv1.SendInputRequest{SandboxId: "sba", Process: selector})); !fault.Is(err, fault.InvalidRequest) {
+		t.Errorf("input for nothing: %v", err)
+	}
+	read := func(s *connect.ServerStreamForClient[hostv1.ProcessEvent]) (out string, end *hostv1.ProcessEvent_End) {
+		for s.Receive() {
+			out += string(s.Msg().GetTerminal())
+			end = s.Msg().GetEnd()
+		}
+		return out, end
+	}
+	out, end := read(stream)
+	if stream.Err() != nil || end == nil || end.GetExitCode() != 0 || !strings.Contains(out, "5 7\r\ntyped") {
+		t.Errorf("printed %q, ended %v, %v", out, end, stream.Err())
+	}
+	again, err := client.ConnectProcess(t.Context(), connect.NewRequest(&hostv1.ConnectProcessRequest{SandboxId: "sba", Process: selector, Replay: true}))
+	if err != nil || !again.Receive() {
+		t.Fatal(err, again.Err())
+	}
+	if start := again.Msg().GetStart(); start.GetPid() == 0 || start.GetReplayBytes() != uint64(len(out)) {
+		t.Errorf("began with %v", start)
+	}
+	if replayed, end := read(again); replayed != out || end == nil {
+		t.Errorf("replayed %q, ended %v, %v", replayed, end, again.Err())
+	}
+}
