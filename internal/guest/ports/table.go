@@ -44,8 +44,10 @@ func compareListeners(a, b listener) int {
 func sortListeners(l []listener) { slices.SortFunc(l, compareListeners) }
 
 // table reads the kernel's tables through files that stay open and a buffer that is used
-// again: looking costs two reads for each, and no memory. It is for one goroutine.
+// again: looking costs two reads for each, and no memory. Where the kernel can be asked it
+// is, until it gives no answer. It is for one goroutine.
 type table struct {
+	diag       *diag    // nil where the kernel cannot be asked
 	tcp4, tcp6 *os.File // tcp6 is nil on a machine without IPv6
 	buf        []byte
 }
@@ -60,10 +62,17 @@ func openTable() (*table, error) {
 		_ = tcp4.Close()
 		return nil, fault.Wrap(err, fault.Internal, "the table of the sandbox's IPv6 sockets cannot be opened")
 	}
-	return &table{tcp4: tcp4, tcp6: tcp6, buf: make([]byte, firstBuffer)}, nil
+	t := &table{tcp4: tcp4, tcp6: tcp6, buf: make([]byte, firstBuffer)}
+	if d, err := openDiag(); err == nil {
+		t.diag = d
+	}
+	return t, nil
 }
 
 func (t *table) close() {
+	if t.diag != nil {
+		t.diag.close()
+	}
 	_ = t.tcp4.Close()
 	if t.tcp6 != nil {
 		_ = t.tcp6.Close()
@@ -72,6 +81,13 @@ func (t *table) close() {
 
 // read appends the listening sockets to list, in no order.
 func (t *table) read(list []listener) ([]listener, error) {
+	if t.diag != nil {
+		if list, err := t.diag.read(list); err == nil {
+			return list, nil
+		}
+		t.diag.close()
+		t.diag = nil
+	}
 	data, err := t.content(t.tcp4)
 	if err != nil {
 		return list, err
