@@ -22,8 +22,10 @@ import (
 
 const (
 	token = "of the freeze test"
-	// patience bounds how long a test waits for something to come true.
-	patience = 20 * time.Second
+	// patience bounds how long a test waits for something to come true. A restored sandbox
+	// may need a while until it sends again what was lost on its way at the checkpoint: see
+	// dialer.
+	patience = 40 * time.Second
 	// Where the servers in the sandbox listen.
 	loopbackPort = 7001
 	openPort     = 7002
