@@ -210,6 +210,9 @@ func (f *follower) more(data []byte) (joined []byte, closing bool) {
 	return data, false
 }
 
+// pongTime is how long a client may take to answer a ping.
+const pongTime = 30 * time.Second
+
 // keepAlive finds out about a client that went away without a word.
 func (f *follower) keepAlive(ctx context.Context, interval time.Duration) {
 	tick := time.NewTicker(interval)
@@ -224,7 +227,7 @@ func (f *follower) keepAlive(ctx context.Context, interval time.Duration) {
 		if len(f.input) == cap(f.input) {
 			continue
 		}
-		pctx, done := context.WithTimeout(ctx, interval)
+		pctx, done := context.WithTimeout(ctx, pongTime)
 		err := f.conn.Ping(pctx)
 		if ping := f.dialect.ping(); err == nil && ping != nil {
 			err = f.send(pctx, ping)
