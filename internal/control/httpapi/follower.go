@@ -43,7 +43,7 @@ type follower struct {
 
 // follow tells the client what the process does, and the process what the client says,
 // until either comes to its end. It reports whether that of the process was seen.
-func (f *follower) follow(ctx context.Context, ping time.Duration) (over bool) {
+func (f *follower) follow(ctx context.Context, pace pace) (over bool) {
 	// Closing the session is what unblocks the reading of events when the client is gone.
 	defer context.AfterFunc(ctx, func() { _ = f.session.Close() })()
 	var out outbox
@@ -53,7 +53,7 @@ func (f *follower) follow(ctx context.Context, ping time.Duration) (over bool) {
 	var wg sync.WaitGroup
 	wg.Go(func() { defer f.cancel(); f.readMessages(ctx) })
 	wg.Go(func() { f.feed(ctx) })
-	wg.Go(func() { f.keepAlive(ctx, ping) })
+	wg.Go(func() { f.keepAlive(ctx, pace) })
 	wg.Go(func() { f.readEvents(ctx, &out) })
 	over, err := f.sendEvents(ctx, &out)
 	if errors.Is(err, errEnded) {
@@ -210,12 +210,9 @@ func (f *follower) more(data []byte) (joined []byte, closing bool) {
 	return data, false
 }
 
-// pongTime is how long a client may take to answer a ping.
-const pongTime = 30 * time.Second
-
 // keepAlive finds out about a client that went away without a word.
-func (f *follower) keepAlive(ctx context.Context, interval time.Duration) {
-	tick := time.NewTicker(interval)
+func (f *follower) keepAlive(ctx context.Context, pace pace) {
+	tick := time.NewTicker(pace.ping)
 	defer tick.Stop()
 	for {
 		select {
@@ -227,7 +224,7 @@ func (f *follower) keepAlive(ctx context.Context, interval time.Duration) {
 		if len(f.input) == cap(f.input) {
 			continue
 		}
-		pctx, done := context.WithTimeout(ctx, pongTime)
+		pctx, done := context.WithTimeout(ctx, pace.pong)
 		err := f.conn.Ping(pctx)
 		if ping := f.dialect.ping(); err == nil && ping != nil {
 			err = f.send(pctx, ping)

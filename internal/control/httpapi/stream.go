@@ -18,14 +18,19 @@ import (
 const (
 	// maxMessage is the size of the largest message of a client, in bytes.
 	maxMessage = 1 << 20
-	// pingInterval is how often the server asks whether the client is still there, and
-	// how long the client may take to answer.
+	// pingInterval is how often the server asks whether the client is still there.
 	pingInterval = 30 * time.Second
+	// pongTime is how long a client may take to answer.
+	pongTime = 30 * time.Second
 	// startTime is how long a client may take to say what to start.
 	startTime = 30 * time.Second
 	// leaveTime bounds what is done when a client has gone or is to go.
 	leaveTime = 10 * time.Second
 )
+
+// pace is how often a client is asked whether it is there, and how long it may take to
+// say so.
+type pace struct{ ping, pong time.Duration }
 
 // errStopping is the last that a client hears when the server stops.
 var errStopping = fault.New(fault.HostUnavailable, "the server is stopping")
@@ -33,9 +38,9 @@ var errStopping = fault.New(fault.HostUnavailable, "the server is stopping")
 // streams serves processes over WebSockets. It is safe for concurrent use, and must be
 // closed for its clients to hear that the server stops.
 type streams struct {
-	processes    Processes
-	log          *slog.Logger
-	pingInterval time.Duration
+	processes Processes
+	log       *slog.Logger
+	pace      pace
 
 	stopping chan struct{} // closed by close
 	mu       sync.Mutex
@@ -44,7 +49,7 @@ type streams struct {
 }
 
 func newStreams(processes Processes, log *slog.Logger) *streams {
-	return &streams{processes: processes, log: log, pingInterval: pingInterval, stopping: make(chan struct{})}
+	return &streams{processes: processes, log: log, pace: pace{ping: pingInterval, pong: pongTime}, stopping: make(chan struct{})}
 }
 
 // close tells every client that the server stops, and waits until they know or ctx ends.
@@ -170,7 +175,7 @@ func (s *streams) run(ctx context.Context, f *follower, id string, first func(co
 	}
 	defer func() { _ = f.session.Close() }() // never fails in a way that matters: it cancels
 	f.log = f.log.With("pid", f.session.Started().PID)
-	if over := f.follow(ctx, s.pingInterval); !over && want.start != nil && want.start.Stdin {
+	if over := f.follow(ctx, s.pace); !over && want.start != nil && want.start.Stdin {
 		f.leave(ctx)
 	}
 }

@@ -305,7 +305,7 @@ func TestKeepAlive(t *testing.T) {
 	}
 	base := serve(t)
 	stream := newStreams(procs, slog.New(slog.DiscardHandler))
-	stream.pingInterval = 50 * time.Millisecond
+	stream.pace = pace{ping: 50 * time.Millisecond, pong: 50 * time.Millisecond}
 	base.Config.Handler = failer{slog.New(slog.DiscardHandler)}.handler(stream.exec)
 	c := dial(t, base)
 	c.send(`{"type":"start","cmd":"c"}`)

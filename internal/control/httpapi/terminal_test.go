@@ -237,7 +237,7 @@ func TestTerminalIsPinged(t *testing.T) {
 	}
 	base := serve(t)
 	stream := newStreams(procs, slog.New(slog.DiscardHandler))
-	stream.pingInterval = 20 * time.Millisecond
+	stream.pace.ping = 20 * time.Millisecond
 	base.Config.Handler = failer{slog.New(slog.DiscardHandler)}.handler(stream.terminal)
 	c := dialPath(t, base, ptyPath)
 	c.send(`{"type":"start"}`)
