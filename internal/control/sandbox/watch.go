@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"log/slog"
 	"math/rand/v2"
 	"time"
 
@@ -135,7 +136,11 @@ func (s *Service) follow(ctx context.Context, h HostSandbox) error {
 		changed, err = s.store.SetStatus(ctx, h.ID, h.Status, reason, now(), Running, Missing)
 	}
 	if changed {
-		s.log.WarnContext(ctx, "a sandbox changed on its host", "sandbox", h.ID, "status", string(h.Status), "reason", reason)
+		level := slog.LevelWarn
+		if s.hostGoes.Load() {
+			level = slog.LevelInfo // as it was asked to
+		}
+		s.log.Log(ctx, level, "a sandbox changed on its host", "sandbox", h.ID, "status", string(h.Status), "reason", reason)
 	}
 	return err
 }
