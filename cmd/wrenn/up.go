@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/wrenn-sandbox/wrenn/internal/control/httpapi"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/profile"
 )
@@ -136,6 +137,7 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 	}
 	defer func() { err = errors.Join(err, control.close()) }()
 	server := newHTTPServer(control.api, log)
+	server.ConnContext = httpapi.ConnContext
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 

@@ -9,10 +9,12 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
 	"github.com/coder/websocket"
+	"golang.org/x/sys/unix"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
@@ -86,9 +88,11 @@ func (m *serverMessage) bytes() ([]byte, error) {
 
 // execStream is one command over a WebSocket.
 type execStream struct {
-	conn *websocket.Conn
-	id   string // of the sandbox
-	cut  func() // breaks the connection off
+	conn   *websocket.Conn
+	server *server
+	id     string                 // of the sandbox
+	cut    func()                 // breaks the connection off
+	tag    atomic.Pointer[string] // of the command, once it has started
 }
 
 // stream runs a command of a sandbox with live streams until it ends. A nil in leaves the
@@ -129,7 +133,7 @@ func (s *server) dialExec(ctx context.Context, id string) (*execStream, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &execStream{conn: conn, id: id}, nil
+	return &execStream{conn: conn, server: s, id: id}, nil
 }
 
 // dialStream opens one of a sandbox's WebSockets.
@@ -152,11 +156,18 @@ func (x *execStream) send(ctx context.Context, m clientMessage) error {
 	return sendJSON(ctx, x.conn, m)
 }
 
-// stop asks for the command's end and cuts the connection if none comes.
+// stop ends the command, and cuts the connection if no end is told in time. It does not
+// block.
 func (x *execStream) stop(ctx context.Context) {
 	time.AfterFunc(stopGrace, x.cut)
-	if x.send(ctx, clientMessage{Type: "stop"}) != nil {
-		x.cut()
+	go func() {
+		if x.send(ctx, clientMessage{Type: "stop"}) != nil {
+			x.cut()
+		}
+	}()
+	// A server that waits for the command to read its stdin does not hear the WebSocket.
+	if tag := x.tag.Load(); tag != nil {
+		go func() { _ = x.server.signalProcess(ctx, x.id, *tag, unix.SignalName(unix.SIGKILL)) }() // one of the two is enough
 	}
 }
 
@@ -202,6 +213,10 @@ func (x *execStream) receive(ctx context.Context, out, errOut io.Writer) (ended,
 			return ended{}, err
 		}
 		switch m.Type {
+		case "start":
+			if m.Tag != "" {
+				x.tag.Store(&m.Tag)
+			}
 		case "stdout":
 			err = m.writeTo(out)
 		case "stderr":

@@ -71,10 +71,11 @@ func (f *follower) readEvents(ctx context.Context, out *outbox) {
 	for {
 		ev, err := f.session.Next()
 		if err != nil {
+			// Once the client has gone the session is closed by us, which is no loss.
 			if ctx.Err() == nil {
 				f.log.WarnContext(ctx, "lost a process that a client follows", "error", err)
+				out.put(item{err: err})
 			}
-			out.put(item{err: err})
 			return
 		}
 		if !out.put(item{event: ev}) || ev.Kind == sandbox.Exited {
@@ -220,8 +221,13 @@ func (f *follower) keepAlive(ctx context.Context, pace pace) {
 			return
 		case <-tick.C:
 		}
-		// While input waits for the process nobody reads the client's answers.
+		// While input waits for the process nobody reads the client's answers, nor that it
+		// has hung up.
 		if len(f.input) == cap(f.input) {
+			if hungUp(ctx) {
+				f.cancel()
+				return
+			}
 			continue
 		}
 		pctx, done := context.WithTimeout(ctx, pace.pong)

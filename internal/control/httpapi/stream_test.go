@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -293,6 +294,39 @@ func TestStopReachesAProcessThatDoesNotRead(t *testing.T) {
 	p.events <- sandbox.Event{Kind: sandbox.Exited, Exit: sandbox.Exit{Code: -1, Signal: "SIGKILL"}}
 	c.expect(`{"type":"exit","exit_code":-1,"signal":"SIGKILL"}`)
 	c.expectClose(websocket.StatusNormalClosure)
+}
+
+// A client that hangs up while the process does not read its stdin is noticed, though
+// nobody reads from its connection.
+func TestHangingUpIsSeenBehindInput(t *testing.T) {
+	p := newSession()
+	p.stuck = true
+	procs := &fakeProcesses{
+		running: func(string) error { return nil },
+		open:    func(sandbox.Command) (sandbox.Session, error) { return p, nil },
+	}
+	stream := newStreams(procs, slog.New(slog.DiscardHandler))
+	stream.pace = pace{ping: 20 * time.Millisecond, pong: time.Minute}
+	server := httptest.NewUnstartedServer(failer{slog.New(slog.DiscardHandler)}.handler(stream.exec))
+	server.Config.ConnContext = ConnContext
+	server.Start()
+	t.Cleanup(server.Close)
+	conn, _, err := websocket.Dial(t.Context(), server.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func(m string) {
+		t.Helper()
+		if err := conn.Write(t.Context(), websocket.MessageText, []byte(m)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send(`{"type":"start","cmd":"c","stdin":true}`)
+	for range 2 * inputQueue {
+		send(`{"type":"stdin","data":"x"}`)
+	}
+	_ = conn.CloseNow()
+	wait(t, p.closed, "a client that hung up is still followed")
 }
 
 // TestKeepAlive has a client that is connected and dead: its pings go unanswered because
