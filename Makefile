@@ -66,6 +66,7 @@ image: setup build ## Build the base image into .cache/images, unless it is ther
 
 .PHONY: test
 test: image test/sdk/node_modules ## Run all tests, the ones on real sandboxes too (root)
+	@scripts/setup test
 	go test -timeout $(TEST_TIMEOUT) $(UNIT_TESTS)
 	go test -timeout $(TEST_TIMEOUT) -count=1 -p 1 $(SYSTEM_TESTS)
 
@@ -79,7 +80,7 @@ check: setup-check fmt-check tidy-check vet lint generate-check race ## Format, 
 
 .PHONY: setup-check
 setup-check:
-	@scripts/setup run check
+	@scripts/setup run test check
 
 .PHONY: fmt-check
 fmt-check:

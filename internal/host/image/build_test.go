@@ -333,7 +333,7 @@ func TestFullDisk(t *testing.T) {
 
 func TestToolsMissing(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("run this test as root")
 	}
 	t.Setenv("PATH", t.TempDir())
 	err := newTestStore(t).checkMachine()
