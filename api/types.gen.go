@@ -143,7 +143,7 @@ func (e SignalProcessParamsSignal) Valid() bool {
 
 // CreateSandboxRequest Example: {"memory_mb":1024,"metadata":{"project":"demo"},"on_timeout":"kill","template":"base","timeout_sec":600,"vcpus":2}
 type CreateSandboxRequest struct {
-	// DeadlineSec Seconds from now at which the sandbox ends however busy it is. 0 means no deadline.
+	// DeadlineSec Seconds from now at which `on_timeout` happens however busy the sandbox is. 0 means no deadline.
 	DeadlineSec int64 `json:"deadline_sec,omitempty,omitzero"`
 
 	// DiskSizeMb How much the sandbox may write to its disk, in MiB. The host has a maximum.
@@ -162,7 +162,8 @@ type CreateSandboxRequest struct {
 	// Example: {"project":"demo"}
 	Metadata map[string]string `json:"metadata,omitempty,omitzero"`
 
-	// OnTimeout What happens when the idle timeout or the deadline passes.
+	// OnTimeout What happens when the idle timeout or the deadline passes. This version cannot pause sandboxes yet: with
+	// `pause` nothing happens, and the sandbox stays running, since to kill it would lose its work.
 	OnTimeout OnTimeout `json:"on_timeout,omitempty,omitzero"`
 
 	// Template What the sandbox is made from.
@@ -343,7 +344,8 @@ type ListFilesRequest struct {
 	// Example: /home/wrenn-user/notes.txt
 	Path Path `json:"path"`
 
-	// User On whose behalf; default the sandbox's user.
+	// User Whose home a relative path starts at, and who owns what is made; default the sandbox's user. It limits
+	// nothing: the files of all users can be read and written, as every user may with sudo.
 	User User `json:"user,omitempty,omitzero"`
 }
 
@@ -359,11 +361,13 @@ type MoveFileRequest struct {
 	// Example: /home/wrenn-user/notes.txt
 	To Path `json:"to"`
 
-	// User On whose behalf; default the sandbox's user.
+	// User Whose home a relative path starts at, and who owns what is made; default the sandbox's user. It limits
+	// nothing: the files of all users can be read and written, as every user may with sudo.
 	User User `json:"user,omitempty,omitzero"`
 }
 
-// OnTimeout What happens when the idle timeout or the deadline passes.
+// OnTimeout What happens when the idle timeout or the deadline passes. This version cannot pause sandboxes yet: with
+// `pause` nothing happens, and the sandbox stays running, since to kill it would lose its work.
 type OnTimeout string
 
 // Path An absolute path, or one relative to the user's home.
@@ -378,7 +382,8 @@ type PathRequest struct {
 	// Example: /home/wrenn-user/notes.txt
 	Path Path `json:"path"`
 
-	// User On whose behalf; default the sandbox's user.
+	// User Whose home a relative path starts at, and who owns what is made; default the sandbox's user. It limits
+	// nothing: the files of all users can be read and written, as every user may with sudo.
 	User User `json:"user,omitempty,omitzero"`
 }
 
@@ -407,8 +412,8 @@ type Sandbox struct {
 	// Example: 10240
 	DiskSizeMb int `json:"disk_size_mb"`
 
-	// EndsAt When the deadline passes, or the idle timeout if nothing happens until then, whichever is sooner.
-	// Absent when there is neither.
+	// EndsAt When the sandbox is killed: when the deadline passes, or the idle timeout if nothing happens until then,
+	// whichever is sooner. Absent when there is neither, or `on_timeout` is `pause`.
 	EndsAt time.Time `json:"ends_at,omitempty,omitzero"`
 
 	// GuestIP The sandbox's own address.
@@ -435,7 +440,8 @@ type Sandbox struct {
 	MemoryMb int               `json:"memory_mb"`
 	Metadata map[string]string `json:"metadata"`
 
-	// OnTimeout What happens when the idle timeout or the deadline passes.
+	// OnTimeout What happens when the idle timeout or the deadline passes. This version cannot pause sandboxes yet: with
+	// `pause` nothing happens, and the sandbox stays running, since to kill it would lose its work.
 	OnTimeout OnTimeout `json:"on_timeout"`
 
 	// Reason Why the sandbox is stopped, missing or in error.
@@ -465,7 +471,8 @@ type Sandbox struct {
 // SandboxStatus `running` is usable; `paused` can be resumed; `stopped`, `error` and `missing` are final and have a `reason`.
 type SandboxStatus string
 
-// User On whose behalf; default the sandbox's user.
+// User Whose home a relative path starts at, and who owns what is made; default the sandbox's user. It limits
+// nothing: the files of all users can be read and written, as every user may with sudo.
 type User = string
 
 // WriteFileForm The fields in this order; what comes after `file` is ignored.
@@ -478,7 +485,8 @@ type WriteFileForm struct {
 	// Example: /home/wrenn-user/notes.txt
 	Path Path `json:"path"`
 
-	// User On whose behalf; default the sandbox's user.
+	// User Whose home a relative path starts at, and who owns what is made; default the sandbox's user. It limits
+	// nothing: the files of all users can be read and written, as every user may with sudo.
 	User User `json:"user,omitempty,omitzero"`
 }
 

@@ -85,8 +85,8 @@ func newCreate(a *app) *cobra.Command {
 	}, takes(0, 0, "create takes no arguments; did you mean `wrenn run`?"))
 	f.shape(cmd.Flags())
 	cmd.Flags().Var(&f.idle, "timeout", "idle timeout, such as 15m (default none)")
-	cmd.Flags().Var(&f.deadline, "deadline", "when it ends however busy it is, such as 2h (default never)")
-	cmd.Flags().StringVar(&f.onTimeout, "on-timeout", "", "what happens then: pause or kill (default pause)")
+	cmd.Flags().Var(&f.deadline, "deadline", "how long it may run however busy it is, such as 2h (default for ever)")
+	cmd.Flags().StringVar(&f.onTimeout, "on-timeout", "", "what happens then: kill, or pause, with which this version lets it run on (default pause)")
 	return cmd
 }
 

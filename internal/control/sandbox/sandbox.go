@@ -68,14 +68,18 @@ type Sandbox struct {
 	UpdatedAt    time.Time
 }
 
-// EndsAt is when the deadline or, without further activity, the idle timeout passes,
-// whichever is sooner; zero when there is neither or the sandbox has already ended.
+// EndsAt is when the sandbox is killed: when the deadline or, without further activity,
+// the idle timeout passes, whichever is sooner. It is zero when there is neither, when it
+// is not to be killed then, or when the sandbox has already ended.
 func (s *Sandbox) EndsAt() time.Time {
+	if s.OnTimeout != Kill {
+		return time.Time{}
+	}
 	ends, _ := s.end()
 	return ends
 }
 
-// end is EndsAt with whether it is the deadline.
+// end is when the first of the two times passes, and whether it is the deadline.
 func (s *Sandbox) end() (at time.Time, deadline bool) {
 	switch s.Status {
 	case Stopping, Stopped, Missing, Error:

@@ -210,7 +210,7 @@ func TestBadPaths(t *testing.T) {
 
 func TestActivityIsShownAtOnceAndWrittenLater(t *testing.T) {
 	s, store, _ := newTest(t)
-	sb, err := s.Create(t.Context(), Options{Timeout: time.Hour})
+	sb, err := s.Create(t.Context(), Options{Timeout: time.Hour, OnTimeout: Kill})
 	if err != nil {
 		t.Fatal(err)
 	}
