@@ -3,6 +3,7 @@ package process
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -130,36 +131,45 @@ func TestTypingIntoAShell(t *testing.T) {
 
 func TestKillingATerminalEndsItsJobs(t *testing.T) {
 	for name, sig := range map[string]unix.Signal{"kill": unix.SIGKILL, "limit": 0} {
-		m := newManager(t)
-		spec := terminal("")
-		spec.Cmd, spec.Args = "/bin/bash", []string{"--norc", "-i"}
-		spec.Env = append(spec.Env, "PS1=> ")
-		if sig == 0 {
-			spec.Limit = time.Second
-		}
-		p, sub := start(t, m, spec)
-		s := &screen{sub: sub}
-		s.waitFor(t, "> ")
-		typeIn(t, p, "sleep 301 & nohup sleep 302 & true | sleep 303\n")
-		var jobs map[string]int
-		eventually(t, "all jobs run", func() bool {
-			jobs = sleepers(t, p.PID())
-			return len(jobs) == 3
-		})
-		if sig != 0 {
-			if err := p.Signal(sig); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if r := collect(t, sub); r.end.Status != "signal: killed" || r.end.TimedOut != (sig == 0) {
-			t.Errorf("%s: end %+v", name, r.end)
-		}
-		eventually(t, "the jobs are gone", func() bool { return !running(jobs["301"]) && !running(jobs["303"]) })
-		if !running(jobs["302"]) {
-			t.Errorf("%s: what ignores the hang-up is gone, too", name)
-		}
-		_ = unix.Kill(jobs["302"], unix.SIGKILL)
+		t.Run(name, func(t *testing.T) { killTerminal(t, sig) })
 	}
+}
+
+// killTerminal ends a terminal with jobs by a signal, or without one by its time limit.
+func killTerminal(t *testing.T, sig unix.Signal) {
+	t.Helper()
+	m := newManager(t)
+	spec := terminal("")
+	spec.Cmd, spec.Args = "/bin/bash", []string{"--norc", "-i"}
+	spec.Env = append(spec.Env, "PS1=> ")
+	spec.Dir = t.TempDir() // where nohup writes
+	if sig == 0 {
+		spec.Limit = time.Second
+	}
+	p, sub := start(t, m, spec)
+	s := &screen{sub: sub}
+	s.waitFor(t, "> ")
+	typeIn(t, p, "sleep 301 & nohup sleep 302 & true | sleep 303\n")
+	var jobs map[string]int
+	eventually(t, "all jobs run", func() bool {
+		jobs = sleepers(t, p.PID())
+		return len(jobs) == 3
+	})
+	if sig != 0 {
+		if err := p.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := collect(t, sub); r.end.Status != "signal: killed" || r.end.TimedOut != (sig == 0) {
+		t.Errorf("end %+v", r.end)
+	}
+	eventually(t, "the jobs are gone", func() bool { return !running(jobs["301"]) && !running(jobs["303"]) })
+	if !running(jobs["302"]) {
+		t.Error("what ignores the hang-up is gone, too")
+	}
+	eventually(t, "it is gone when killed itself", func() bool {
+		return errors.Is(unix.Kill(jobs["302"], unix.SIGKILL), unix.ESRCH)
+	})
 }
 
 // sleepers returns the pids of the sleeps in a session by how long they sleep.
