@@ -23,8 +23,11 @@ const (
 	clearScreen = "\x1b[0m\x1b[2J\x1b[H"
 	leaveScreen = "\x1b[?1049l" // the alternate one, of editors and pagers
 	// plainModes ends what programs of a sandbox may have begun: attributes, a hidden
-	// cursor, keys of applications, the mouse, news of the focus, bracketed paste.
-	plainModes = "\x1b[0m\x1b[?25h\x1b[?1l\x1b>\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1006l\x1b[?2004l"
+	// cursor, keys of applications, the mouse, news of the focus, bracketed paste; a
+	// scroll region, whose end moves the cursor home, so that it is kept and brought back;
+	// insertion, an origin, no wrapping, line drawing, and keys told in other ways.
+	plainModes = "\x1b[0m\x1b[?25h\x1b[?1l\x1b>\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1006l\x1b[?2004l" +
+		"\x1b[?1005l\x1b[?1015l\x1b7\x1b[r\x1b8\x1b[4l\x1b[?6l\x1b[?7h\x1b(B\x0f\x1b[>4m\x1b[<u"
 )
 
 // localTerminal is the terminal that a person sits at, while a program of a sandbox has

@@ -223,9 +223,10 @@ func (r *remoteTerminal) begin(tag string, replayBytes int64) {
 	r.local.setTitle("wrenn: " + r.id + " " + tag)
 }
 
-// questions are what a program asks a terminal: its type, where its cursor is, its colours.
+// questions are what a program asks a terminal: its type and version, its size, where its
+// cursor is, its colours, its keys.
 // What comes again from before must not ask again; the answers would look like typing.
-var questions = regexp.MustCompile(`\x1b\[[>=?]?[0-9]*[cn]|\x1b\[[>?]?[0-9;]*\$p|\x1b\][0-9;]+;\?(\x07|\x1b\\)|\x1bP[$+]q[^\x1b]*\x1b\\|\x05`)
+var questions = regexp.MustCompile(`\x1b\[[>=?]?[0-9;]*[cn]|\x1b\[>[0-9]*q|\x1b\[(1[13-689]|2[01])(;[0-9]+)*t|\x1b\[\?u|\x1b\[[>?]?[0-9;]*\$p|\x1b\][0-9;]+;\?(\x07|\x1b\\)|\x1bP[$+]q[^\x1b]*\x1b\\|\x05`)
 
 // show prints what the program prints, and what it printed before without its questions.
 func (r *remoteTerminal) show(data []byte) error {

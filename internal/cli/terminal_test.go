@@ -83,3 +83,19 @@ func readOn(t *testing.T, person *os.File, before, text string) string {
 	}
 	return seen.String()
 }
+
+func TestQuestionsAreNotAskedAgain(t *testing.T) {
+	for _, question := range []string{
+		"\x1b[c", "\x1b[>c", "\x1b[0;1c", "\x1b[6n", "\x1b[?6n", "\x1b[>q", "\x1b[>0q", "\x1b[18t", "\x1b[14;2t", "\x1b[21t", "\x1b[?u",
+		"\x1b]10;?\a", "\x1b]11;?\x1b\\", "\x1b[?2026$p", "\x1bP+q544e\x1b\\", "\x05",
+	} {
+		if left := questions.ReplaceAllString("a"+question+"b", ""); left != "ab" {
+			t.Errorf("%q is asked again: %q", question, left)
+		}
+	}
+	for _, plain := range []string{"\x1b[2J", "\x1b[3;6r", "\x1b[22;0t", "\x1b[1m", "\x1b]0;title\a", "\x1b[?25h", "\x1b[5q"} {
+		if left := questions.ReplaceAllString(plain, ""); left != plain {
+			t.Errorf("%q is taken for a question: %q", plain, left)
+		}
+	}
+}

@@ -5,18 +5,23 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
 
 const (
-	// inputQueue is how many messages wait for a process that does not read its input,
-	// before the client waits too.
-	inputQueue = 16
+	// inputRoom is how much waits for a process that does not read its input before the
+	// client waits too, in bytes; a message takes messageRoom at least. Until then all
+	// else that the client says is heard. Once it waits, nothing is, not even a stop:
+	// the process is then ended by its own route.
+	inputRoom   = 4 << 20
+	messageRoom = 1 << 10
 	// maxInput is how much of what waits for a process goes to it in one call, in bytes.
 	maxInput = 256 << 10
 )
@@ -31,8 +36,12 @@ type follower struct {
 	session sandbox.Session
 	log     *slog.Logger
 	cancel  context.CancelFunc // ends the context of all that is done for the client
-	// input is what the process is to read; nil closes its stdin.
+	// input is what the process is to read; nil closes its stdin. Nobody blocks on it:
+	// room bounds what is in it.
 	input chan []byte
+	room  *semaphore.Weighted
+	// full is whether the client waits for room.
+	full atomic.Bool
 
 	// turn holds a token while somebody writes to the client; last is guarded by it.
 	turn chan struct{}
@@ -163,11 +172,18 @@ func (f *follower) do(ctx context.Context, m clientMessage) error {
 	return nil
 }
 
+// roomFor is what a message takes of the room.
+func roomFor(data []byte) int64 { return int64(max(len(data), messageRoom)) }
+
 func (f *follower) queue(ctx context.Context, data []byte) {
-	select {
-	case f.input <- data:
-	case <-ctx.Done():
+	if !f.room.TryAcquire(roomFor(data)) {
+		f.full.Store(true)
+		defer f.full.Store(false)
+		if f.room.Acquire(ctx, roomFor(data)) != nil {
+			return // the client has gone
+		}
 	}
+	f.input <- data
 }
 
 // feed writes to the process. Apart from readMessages, so that a process that does not
@@ -179,11 +195,14 @@ func (f *follower) feed(ctx context.Context) {
 			return
 		case data := <-f.input:
 			var err error
-			closing := data == nil
+			taken, closing := roomFor(data), data == nil
 			if !closing {
-				data, closing = f.more(data)
+				var more int64
+				data, more, closing = f.more(data)
+				taken += more
 				err = f.session.Write(ctx, data)
 			}
+			f.room.Release(taken)
 			if closing && err == nil {
 				err = f.session.CloseStdin(ctx)
 			}
@@ -195,20 +214,21 @@ func (f *follower) feed(ctx context.Context) {
 }
 
 // more joins what has come meanwhile to data, as a paste does in many small messages.
-// closing is whether the end of the input was among it.
-func (f *follower) more(data []byte) (joined []byte, closing bool) {
+// taken is the room of what was joined, closing whether the end of the input was among it.
+func (f *follower) more(data []byte) (joined []byte, taken int64, closing bool) {
 	for len(data) < maxInput {
 		select {
 		case next := <-f.input:
+			taken += roomFor(next)
 			if next == nil {
-				return data, true
+				return data, taken, true
 			}
 			data = append(data, next...)
 		default:
-			return data, false
+			return data, taken, false
 		}
 	}
-	return data, false
+	return data, taken, false
 }
 
 // keepAlive finds out about a client that went away without a word.
@@ -223,7 +243,7 @@ func (f *follower) keepAlive(ctx context.Context, pace pace) {
 		}
 		// While input waits for the process nobody reads the client's answers, nor that it
 		// has hung up.
-		if len(f.input) == cap(f.input) {
+		if f.full.Load() {
 			if hungUp(ctx) {
 				f.cancel()
 				return
@@ -236,7 +256,7 @@ func (f *follower) keepAlive(ctx context.Context, pace pace) {
 			err = f.send(pctx, ping)
 		}
 		done()
-		if err != nil && len(f.input) < cap(f.input) {
+		if err != nil && !f.full.Load() {
 			f.cancel()
 			return
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
@@ -140,7 +141,8 @@ func (s *streams) serve(w http.ResponseWriter, r *http.Request, d dialect, first
 	defer cancel()
 	f := &follower{
 		conn: conn, dialect: d, log: s.log.With("sandbox", id), cancel: cancel,
-		turn: make(chan struct{}, 1), finished: make(chan struct{}), input: make(chan []byte, inputQueue),
+		turn: make(chan struct{}, 1), finished: make(chan struct{}),
+		input: make(chan []byte, inputRoom/messageRoom), room: semaphore.NewWeighted(inputRoom),
 	}
 	go func() {
 		select {

@@ -286,8 +286,13 @@ func TestStopReachesAProcessThatDoesNotRead(t *testing.T) {
 	c := dial(t, s)
 	c.send(`{"type":"start","cmd":"c","stdin":true}`)
 	c.expect(`{"type":"start","pid":7,"tag":"t"}`)
-	for range inputQueue / 2 {
+	// A paste of 2 MB, in pieces as a terminal sends them and in large ones.
+	for range 500 {
 		c.send(`{"type":"stdin","data":"x"}`)
+	}
+	large := `{"type":"stdin","data":"` + strings.Repeat("x", 500<<10) + `"}`
+	for range 4 {
+		c.send(large)
 	}
 	c.send(`{"type":"stop"}`)
 	wait(t, p.killed, "stop waits behind input that nobody reads")
@@ -322,8 +327,9 @@ func TestHangingUpIsSeenBehindInput(t *testing.T) {
 		}
 	}
 	send(`{"type":"start","cmd":"c","stdin":true}`)
-	for range 2 * inputQueue {
-		send(`{"type":"stdin","data":"x"}`)
+	large := `{"type":"stdin","data":"` + strings.Repeat("x", 900<<10) + `"}`
+	for range inputRoom/(900<<10) + 2 { // the last ones wait in the connection
+		send(large)
 	}
 	_ = conn.CloseNow()
 	wait(t, p.closed, "a client that hung up is still followed")
