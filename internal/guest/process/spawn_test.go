@@ -141,7 +141,7 @@ func TestProcessesAreLimited(t *testing.T) {
 		t.Errorf("beyond the limit: %v", err)
 	}
 	own, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil || strings.Contains(string(own), filepath.Base(group)) {
+	if err != nil || strings.Contains(string(own), filepath.Base(group)+"\n") {
 		t.Errorf("the daemon is in the cgroup itself: %s, %v", own, err)
 	}
 }
