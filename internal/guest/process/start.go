@@ -147,6 +147,9 @@ func (s *Spec) check() error {
 	if s.Cmd == "" {
 		return fault.New(fault.InvalidRequest, "the command is empty; say what to run")
 	}
+	if len(s.Cmd) >= unix.PathMax {
+		return fault.New(fault.InvalidRequest, "the command's name is too long; arguments go into args")
+	}
 	for _, text := range append([]string{s.Cmd, s.Dir}, s.Args...) {
 		if strings.ContainsRune(text, 0) {
 			return fault.New(fault.InvalidRequest, "the command, its arguments and its cwd must not contain NUL bytes")
@@ -227,7 +230,7 @@ func findExecutable(cmd, dir string, env []string) (string, error) {
 			return path, nil
 		}
 	}
-	return "", fault.New(fault.InvalidRequest, "command '%s' not found in PATH (%s)", cmd, search)
+	return "", fault.New(fault.InvalidRequest, "command '%s' not found in PATH (%.*s)", cmd, unix.PathMax, search)
 }
 
 // executeBits are the permission bits of which one must be set.
