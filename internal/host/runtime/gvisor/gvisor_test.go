@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -50,12 +51,12 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	slots, err := network.Open(t.Context(), network.Config{Instance: "c0f04a11", DataDir: t.TempDir(), Log: slog.Default()})
+	slots, err := network.Open(t.Context(), network.Config{Instance: fmt.Sprintf("%08x", os.Getpid()), DataDir: t.TempDir(), Log: slog.Default()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := slots.Close(); err != nil {
+		if err := errors.Join(slots.Sweep(context.Background(), nil), slots.Close()); err != nil {
 			t.Error(err)
 		}
 	})
