@@ -342,3 +342,30 @@ func TestCloseEndsEverythingAndRefusesMore(t *testing.T) {
 		t.Errorf("a watch after Close: %v", err)
 	}
 }
+
+// A destroy may come at any moment of a create, the one of its end among them: both come
+// to their own end, and nothing is left.
+func TestDestroyAtEveryMomentOfACreate(t *testing.T) {
+	m := newMachine()
+	s := m.open(t, t.TempDir())
+	for i := range 200 {
+		id := fmt.Sprintf("sbm%019d", i)
+		var creates sync.WaitGroup
+		creates.Go(func() {
+			if _, err := s.Create(t.Context(), request(id)); err != nil && !fault.Is(err, fault.Conflict) && !fault.Is(err, fault.NotFound) {
+				t.Errorf("create: %v", err)
+			}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if i%2 == 1 { // in the moment in which it begins to run
+			for sb, err := s.Get(id); ctx.Err() == nil && (err != nil || sb.Status != Running); sb, err = s.Get(id) {
+			}
+		}
+		eventually(t, "the sandbox is destroyed", func() bool { return s.Destroy(ctx, id) == nil })
+		cancel()
+		creates.Wait()
+		if taken := m.taken(); taken != nothingTaken {
+			t.Fatalf("round %d left: %s", i, taken)
+		}
+	}
+}
