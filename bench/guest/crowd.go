@@ -19,7 +19,7 @@ const (
 	crowdWindow = 3 * time.Second
 	// crowdTarget is what the command that gets least must get of what the one that gets
 	// most does.
-	crowdTarget = 0.1
+	crowdTarget = 0.25
 	// pipeBuffer is what the raw peer reads at once, in bytes: as much as a pipe holds.
 	pipeBuffer = 64 << 10
 )

@@ -213,8 +213,8 @@ func memoryIsLimited(t *testing.T, env Env) {
 	var end guestclient.Ended
 	err := g.Start(t.Context(), hog, func(e guestclient.Event) error { end, _ = e.(guestclient.Ended); return nil })
 	if err == nil {
-		// Which signal depends on what the kernel has killed of the process's host side.
-		if end.Signal == "" || end.TimedOut {
+		// Mostly SIGKILL; SIGSEGV was seen on a busy machine, and why was not looked into.
+		if end.Signal != "SIGKILL" && end.Signal != "SIGSEGV" || end.TimedOut {
 			t.Errorf("the process that took too much ended with %+v", end)
 		}
 		g.want(t, "echo usable", "usable")
