@@ -56,6 +56,13 @@ func (o *output) publish(kind Kind, b *buffer, n int) {
 	}
 }
 
+// resize says that what prints has a terminal of this size from now on.
+func (o *output) resize(size Size) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.kept.resize(size)
+}
+
 func (o *output) forget(sub *Subscription) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

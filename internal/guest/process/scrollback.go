@@ -26,6 +26,8 @@ type scrollback struct {
 	runs        []run // from the oldest, sizes add up to size
 	dropped     bool  // something is kept no longer
 	modes       modes // of the terminal, at start
+	screen      Size  // of the terminal, now
+	resized     int64 // how much had been written when it became that, in bytes
 }
 
 // run is a piece of output of one kind.
@@ -35,6 +37,13 @@ type run struct {
 }
 
 func (s *scrollback) memory() int { return len(s.ring) }
+
+// resize says that the terminal has another size from now on.
+func (s *scrollback) resize(screen Size) {
+	if screen != s.screen {
+		s.screen, s.resized = screen, s.modes.parser.read+int64(s.size)
+	}
+}
 
 // write adds output, and drops the oldest if there is too much.
 func (s *scrollback) write(kind Kind, data []byte) {
@@ -119,7 +128,7 @@ func (s *scrollback) replay() []Event {
 		data := kept[:r.size:r.size]
 		kept = kept[r.size:]
 		if i == 0 && r.kind == Terminal && s.dropped {
-			data = s.modes.resume(data)
+			data = s.resume(data)
 		}
 		for len(data) > 0 {
 			n := min(len(data), smallBuffer)
@@ -130,11 +139,11 @@ func (s *scrollback) replay() []Event {
 	return events
 }
 
-// resume returns data, which follows what m has followed, from a place at which a terminal
+// resume returns data, which is the oldest that is kept, from a place at which a terminal
 // can begin to read, and before it what sets the terminal's modes as they are there.
-func (m modes) resume(data []byte) []byte {
-	skip := 0
-	for m.state != ground && skip < len(data) {
+func (s *scrollback) resume(data []byte) []byte {
+	m, skip := s.modes, 0
+	for m.parser.state != ground && skip < len(data) {
 		m.follow(data[skip : skip+1])
 		skip++
 	}
@@ -149,5 +158,6 @@ func (m modes) resume(data []byte) []byte {
 		m.follow(near[:i])
 		skip += i
 	}
+	m.fit(int(s.screen.Rows), s.resized)
 	return append(m.sequence(), data[skip:]...)
 }

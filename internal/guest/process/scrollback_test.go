@@ -90,9 +90,27 @@ func TestReplayOfATerminalBeginsWhereOneCanRead(t *testing.T) {
 		"modes in half":        {"\x1b[?10", "00;1006h" + fill("line\n"), "\x1b[?1000h\x1b[?1006hline\n"},
 		"modes set and unset":  {"\x1b[?1049h\x1b[?2004h\x1b[?1049l", fill("line\n"), "\x1b[?2004hline\n"},
 		"terminal reset":       {"\x1b[?1049h\x1bc", fill("line\n"), "line\n"},
+		"scroll region":        {"\x1b[3;20r", fill("line\n"), "\x1b[3;20rline\n"},
+		"region from a line":   {"\x1b[3r", fill("line\n"), "\x1b[3rline\n"},
+		"region of all":        {"\x1b[3;20r\x1b[r\x1b[1;24r\x1b[0;24r", fill("line\n"), "line\n"},
+		"region of nothing":    {"\x1b[3;20r\x1b[9;9r\x1b[9;3r", fill("line\n"), "\x1b[3;20rline\n"},
+		"not a region":         {"\x1b[?1;2r\x1b[1;2;3;4;1$r\x1b[>3;4r", fill("line\n"), "line\n"},
+		"origin in a region":   {"\x1b[3;20r\x1b[?6h", fill("line\n"), "\x1b[?6h\x1b[3;20rline\n"},
+		"insertion":            {"\x1b[4h", fill("line\n"), "\x1b[4hline\n"},
+		"insertion ended":      {"\x1b[4;20h\x1b[20;4l", fill("line\n"), "line\n"},
+		"line drawing":         {"\x1b(0", fill("line\n"), "\x1b(0line\n"},
+		"line drawing in half": {"\x1b", "(0" + fill("line\n"), "\x1b(0line\n"},
+		"line drawing ended":   {"\x1b(0\x1b(B", fill("line\n"), "line\n"},
+		"shifted":              {"\x1b)0\x0e", fill("line\n"), "\x1b)0\x0eline\n"},
+		"shifted back":         {"\x1b)0\x0etext\x0f", fill("line\n"), "\x1b)0line\n"},
+		"shifted in a command": {"\x0e\x1b[1\x0f;\x0e2H", fill("line\n"), "\x0eline\n"},
+		"broken off":           {"\x1b[?1049\x18h\x1b[?100\x7f0h", fill("line\n"), "\x1b[?1000hline\n"},
+		"soft reset":           {"\x1b[?1049;1;6;25h\x1b[?7l\x1b=\x1b[4h\x1b[2;3r\x1b(0\x0e\x1b[!p", fill("line\n"), "\x1b[?1049hline\n"},
+		"reset of all":         {"\x1b[?1049;1h\x1b=\x1b[4h\x1b[2;3r\x1b(0\x0e\x1bc", fill("line\n"), "line\n"},
 		"unknown and nonsense": {"\x1b[?99999999999999;5h\x1b]0;title\x07\x1b[>4;2m\x1b[\x1b[?7l", fill("line\n"), "\x1b[?7lline\n"},
 	} {
 		var s scrollback
+		s.resize(Size{Cols: 80, Rows: 24})
 		s.write(Terminal, []byte(c.before))
 		for rest := []byte(c.after); len(rest) > 0; {
 			n := min(len(rest), 4095) // as terminals bring it
@@ -114,9 +132,38 @@ func TestReplayOfATerminalBeginsWhereOneCanRead(t *testing.T) {
 	}
 }
 
+// A terminal that is made another size forgets its scroll region.
+func TestReplayAfterResizing(t *testing.T) {
+	const region = "\x1b[2;20r"
+	for name, c := range map[string]struct {
+		write []string
+		want  bool
+	}{
+		"set before":       {[]string{region, "resize"}, false},
+		"set after":        {[]string{"resize", region}, true},
+		"in what is kept":  {[]string{region, strings.Repeat("line\n", maxKept/5+1), "resize"}, false},
+		"to the same size": {[]string{"resize", region, "resize"}, true},
+	} {
+		var s scrollback
+		s.resize(Size{Cols: 80, Rows: 24})
+		for _, text := range c.write {
+			if text == "resize" {
+				s.resize(Size{Cols: 80, Rows: 30})
+				continue
+			}
+			s.write(Terminal, []byte(text))
+		}
+		s.write(Terminal, bytes.Repeat([]byte("line\n"), maxKept))
+		if got := strings.HasPrefix(replayed(&s), region); got != c.want {
+			t.Errorf("%s: the region is set again: %v", name, got)
+		}
+	}
+}
+
 // FuzzModes checks that output may come in any pieces.
 func FuzzModes(f *testing.F) {
-	for _, seed := range []string{"plain", "\x1b[?1049h", "\x1b[?1;25l\x1b=", "\x1b\x1b[?7l\x1bc", "\x1b[?1000;;2004hé\xff"} {
+	for _, seed := range []string{"plain", "\x1b[?1049h", "\x1b[?1;25l\x1b=", "\x1b\x1b[?7l\x1bc", "\x1b[?1000;;2004hé\xff",
+		"\x1b[2;5r\x1b[;7r\x1b[3r", "\x1b(0\x1b)0\x0ex\x0f", "\x1b[4h\x1b[!p\x1b*A", "\x1b[\x18(0\x1b%G\x1b( @"} {
 		f.Add([]byte(seed), 2)
 	}
 	f.Fuzz(func(t *testing.T, data []byte, cut int) {
@@ -130,7 +177,8 @@ func FuzzModes(f *testing.F) {
 		}
 		var again modes
 		again.follow(whole.sequence())
-		if again.changed != whole.changed || again.keypad != whole.keypad || again.state != ground {
+		whole.parser, again.parser, whole.region.at, again.region.at = parser{}, parser{state: again.parser.state}, 0, 0
+		if again != whole {
 			t.Errorf("%q does not set %+v", whole.sequence(), whole)
 		}
 	})

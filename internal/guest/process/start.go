@@ -69,7 +69,6 @@ func (m *Manager) Start(_ context.Context, spec Spec) (*Process, *Subscription, 
 		return nil, nil, err
 	}
 	defer files.closeChild()
-
 	if !m.enter() {
 		files.closeParent()
 		return nil, nil, fault.New(fault.HostUnavailable, "the sandbox is shutting down")
@@ -86,6 +85,9 @@ func (m *Manager) Start(_ context.Context, spec Spec) (*Process, *Subscription, 
 	p := &Process{
 		manager: m, spec: spec, pid: pid, started: time.Now(), exited: exited,
 		files: files, input: newInput(files), gone: make(chan struct{}),
+	}
+	if spec.Terminal != nil {
+		p.output.resize(*spec.Terminal)
 	}
 	sub := p.Subscribe()
 	m.add(p)
@@ -113,11 +115,10 @@ func (s *Spec) open() (*files, error) {
 		}
 		return pipes, nil
 	}
-	size := *s.Terminal
-	if size.Cols == 0 || size.Rows == 0 {
-		size = defaultSize
+	if s.Terminal.Cols == 0 || s.Terminal.Rows == 0 {
+		s.Terminal = &defaultSize
 	}
-	terminal, err := openTerminal(size, s.User)
+	terminal, err := openTerminal(*s.Terminal, s.User)
 	switch {
 	case errors.Is(err, unix.ENOSPC):
 		return nil, fault.Wrap(err, fault.RateLimited, "the sandbox has no more terminals; end some and try again")

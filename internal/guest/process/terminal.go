@@ -88,6 +88,7 @@ func (p *Process) Resize(size Size) error {
 	if err != nil {
 		return fault.Wrap(err, fault.Internal, "the terminal of process %d could not be resized", p.pid)
 	}
+	p.output.resize(size)
 	return nil
 }
 
