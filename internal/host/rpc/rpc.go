@@ -45,6 +45,8 @@ type Config struct {
 
 // server implements the host service. It is stateless and safe for concurrent use.
 type server struct {
+	hostv1connect.UnimplementedHostServiceHandler // until all of the contract is served
+
 	Config
 	hostname string
 }

@@ -221,10 +221,12 @@ func (x *ProcessConfig) GetCwd() string {
 }
 
 type ProcessInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Config        *ProcessConfig         `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
-	Pid           uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
-	Tag           *string                `protobuf:"bytes,3,opt,name=tag,proto3,oneof" json:"tag,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Config *ProcessConfig         `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
+	Pid    uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	Tag    *string                `protobuf:"bytes,3,opt,name=tag,proto3,oneof" json:"tag,omitempty"`
+	// Ours: as in StartRequest; true for terminals.
+	Background    bool `protobuf:"varint,100,opt,name=background,proto3" json:"background,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -278,6 +280,13 @@ func (x *ProcessInfo) GetTag() string {
 		return *x.Tag
 	}
 	return ""
+}
+
+func (x *ProcessInfo) GetBackground() bool {
+	if x != nil {
+		return x.Background
+	}
+	return false
 }
 
 type PTY struct {
@@ -689,11 +698,14 @@ func (x *ConnectResponse) GetEvent() *ProcessEvent {
 }
 
 type StartRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Process       *ProcessConfig         `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
-	Pty           *PTY                   `protobuf:"bytes,2,opt,name=pty,proto3,oneof" json:"pty,omitempty"`
-	Tag           *string                `protobuf:"bytes,3,opt,name=tag,proto3,oneof" json:"tag,omitempty"`
-	Stdin         *bool                  `protobuf:"varint,4,opt,name=stdin,proto3,oneof" json:"stdin,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Process *ProcessConfig         `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
+	Pty     *PTY                   `protobuf:"bytes,2,opt,name=pty,proto3,oneof" json:"pty,omitempty"`
+	Tag     *string                `protobuf:"bytes,3,opt,name=tag,proto3,oneof" json:"tag,omitempty"`
+	Stdin   *bool                  `protobuf:"varint,4,opt,name=stdin,proto3,oneof" json:"stdin,omitempty"`
+	// Ours: whether nobody waits for its end, so that its running alone does not make the
+	// sandbox active.
+	Background    bool `protobuf:"varint,100,opt,name=background,proto3" json:"background,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -752,6 +764,13 @@ func (x *StartRequest) GetTag() string {
 func (x *StartRequest) GetStdin() bool {
 	if x != nil && x.Stdin != nil {
 		return *x.Stdin
+	}
+	return false
+}
+
+func (x *StartRequest) GetBackground() bool {
+	if x != nil {
+		return x.Background
 	}
 	return false
 }
@@ -1718,11 +1737,14 @@ const file_guest_process_process_proto_rawDesc = "" +
 	"\tEnvsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x06\n" +
-	"\x04_cwd\"n\n" +
+	"\x04_cwd\"\x8e\x01\n" +
 	"\vProcessInfo\x12.\n" +
 	"\x06config\x18\x01 \x01(\v2\x16.process.ProcessConfigR\x06config\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x15\n" +
-	"\x03tag\x18\x03 \x01(\tH\x00R\x03tag\x88\x01\x01B\x06\n" +
+	"\x03tag\x18\x03 \x01(\tH\x00R\x03tag\x88\x01\x01\x12\x1e\n" +
+	"\n" +
+	"background\x18d \x01(\bR\n" +
+	"backgroundB\x06\n" +
 	"\x04_tag\"\\\n" +
 	"\x03PTY\x12%\n" +
 	"\x04size\x18\x01 \x01(\v2\x11.process.PTY.SizeR\x04size\x1a.\n" +
@@ -1760,12 +1782,15 @@ const file_guest_process_process_proto_rawDesc = "" +
 	"\x0eConnectRequest\x122\n" +
 	"\aprocess\x18\x01 \x01(\v2\x18.process.ProcessSelectorR\aprocess\">\n" +
 	"\x0fConnectResponse\x12+\n" +
-	"\x05event\x18\x01 \x01(\v2\x15.process.ProcessEventR\x05event\"\xb1\x01\n" +
+	"\x05event\x18\x01 \x01(\v2\x15.process.ProcessEventR\x05event\"\xd1\x01\n" +
 	"\fStartRequest\x120\n" +
 	"\aprocess\x18\x01 \x01(\v2\x16.process.ProcessConfigR\aprocess\x12#\n" +
 	"\x03pty\x18\x02 \x01(\v2\f.process.PTYH\x00R\x03pty\x88\x01\x01\x12\x15\n" +
 	"\x03tag\x18\x03 \x01(\tH\x01R\x03tag\x88\x01\x01\x12\x19\n" +
-	"\x05stdin\x18\x04 \x01(\bH\x02R\x05stdin\x88\x01\x01B\x06\n" +
+	"\x05stdin\x18\x04 \x01(\bH\x02R\x05stdin\x88\x01\x01\x12\x1e\n" +
+	"\n" +
+	"background\x18d \x01(\bR\n" +
+	"backgroundB\x06\n" +
 	"\x04_ptyB\x06\n" +
 	"\x04_tagB\b\n" +
 	"\x06_stdin\"<\n" +

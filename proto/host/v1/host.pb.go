@@ -34,9 +34,15 @@ const (
 	SandboxStatus_SANDBOX_STATUS_STARTING    SandboxStatus = 1
 	SandboxStatus_SANDBOX_STATUS_RUNNING     SandboxStatus = 2
 	SandboxStatus_SANDBOX_STATUS_STOPPING    SandboxStatus = 3
+	// The sandbox is being written down; nobody can use it.
+	SandboxStatus_SANDBOX_STATUS_PAUSING SandboxStatus = 6
+	// The sandbox is on the disk alone and can be resumed.
+	SandboxStatus_SANDBOX_STATUS_PAUSED   SandboxStatus = 7
+	SandboxStatus_SANDBOX_STATUS_RESUMING SandboxStatus = 8
 	// The sandbox ended by itself or was destroyed; nothing of it is left.
 	SandboxStatus_SANDBOX_STATUS_STOPPED SandboxStatus = 4
-	// The sandbox failed; `reason` says why; nothing of it is left.
+	// The sandbox failed; `reason` says why. Nothing of it is left but, when paused_at is
+	// there, the state of its latest pause, which it can be resumed from.
 	SandboxStatus_SANDBOX_STATUS_ERROR SandboxStatus = 5
 )
 
@@ -47,6 +53,9 @@ var (
 		1: "SANDBOX_STATUS_STARTING",
 		2: "SANDBOX_STATUS_RUNNING",
 		3: "SANDBOX_STATUS_STOPPING",
+		6: "SANDBOX_STATUS_PAUSING",
+		7: "SANDBOX_STATUS_PAUSED",
+		8: "SANDBOX_STATUS_RESUMING",
 		4: "SANDBOX_STATUS_STOPPED",
 		5: "SANDBOX_STATUS_ERROR",
 	}
@@ -55,6 +64,9 @@ var (
 		"SANDBOX_STATUS_STARTING":    1,
 		"SANDBOX_STATUS_RUNNING":     2,
 		"SANDBOX_STATUS_STOPPING":    3,
+		"SANDBOX_STATUS_PAUSING":     6,
+		"SANDBOX_STATUS_PAUSED":      7,
+		"SANDBOX_STATUS_RESUMING":    8,
 		"SANDBOX_STATUS_STOPPED":     4,
 		"SANDBOX_STATUS_ERROR":       5,
 	}
@@ -263,8 +275,12 @@ type Sandbox struct {
 	CreatedAt    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	StartedAt    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	LastActiveAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=last_active_at,json=lastActiveAt,proto3" json:"last_active_at,omitempty"`
-	// Why the status is error or stopped, for a person.
-	Reason        string `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Why the status is what it is, for a person.
+	Reason string `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When the state that the sandbox can be resumed from was written down, and its size on
+	// the disk. Absent when there is none.
+	PausedAt      *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=paused_at,json=pausedAt,proto3" json:"paused_at,omitempty"`
+	SnapshotBytes uint64                 `protobuf:"varint,13,opt,name=snapshot_bytes,json=snapshotBytes,proto3" json:"snapshot_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -374,6 +390,20 @@ func (x *Sandbox) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Sandbox) GetPausedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PausedAt
+	}
+	return nil
+}
+
+func (x *Sandbox) GetSnapshotBytes() uint64 {
+	if x != nil {
+		return x.SnapshotBytes
+	}
+	return 0
 }
 
 type GetHostRequest struct {
@@ -497,7 +527,12 @@ type CreateSandboxRequest struct {
 	// Environment of every process of the sandbox.
 	Env map[string]string `protobuf:"bytes,4,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The user that commands run as when they name none; empty: the template's.
-	DefaultUser   string `protobuf:"bytes,5,opt,name=default_user,json=defaultUser,proto3" json:"default_user,omitempty"`
+	DefaultUser string `protobuf:"bytes,5,opt,name=default_user,json=defaultUser,proto3" json:"default_user,omitempty"`
+	// A snapshot to make it from, in place of a template's image: its processes come along.
+	// Resources are then those of the snapshot, and env is added to the snapshot's.
+	SnapshotId string `protobuf:"bytes,6,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	// How long to wait for room on a host that is full, in milliseconds; 0: refuse at once.
+	WaitMs        uint64 `protobuf:"varint,7,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -565,6 +600,20 @@ func (x *CreateSandboxRequest) GetDefaultUser() string {
 		return x.DefaultUser
 	}
 	return ""
+}
+
+func (x *CreateSandboxRequest) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
+func (x *CreateSandboxRequest) GetWaitMs() uint64 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
 }
 
 type CreateSandboxResponse struct {
@@ -779,6 +828,835 @@ func (*DestroySandboxResponse) Descriptor() ([]byte, []int) {
 	return file_host_v1_host_proto_rawDescGZIP(), []int{9}
 }
 
+type PauseSandboxRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseSandboxRequest) Reset() {
+	*x = PauseSandboxRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseSandboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseSandboxRequest) ProtoMessage() {}
+
+func (x *PauseSandboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseSandboxRequest.ProtoReflect.Descriptor instead.
+func (*PauseSandboxRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PauseSandboxRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type PauseSandboxResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sandbox       *Sandbox               `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseSandboxResponse) Reset() {
+	*x = PauseSandboxResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseSandboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseSandboxResponse) ProtoMessage() {}
+
+func (x *PauseSandboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseSandboxResponse.ProtoReflect.Descriptor instead.
+func (*PauseSandboxResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PauseSandboxResponse) GetSandbox() *Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+type ResumeSandboxRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// As in CreateSandboxRequest.
+	WaitMs        uint64 `protobuf:"varint,2,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeSandboxRequest) Reset() {
+	*x = ResumeSandboxRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeSandboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeSandboxRequest) ProtoMessage() {}
+
+func (x *ResumeSandboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeSandboxRequest.ProtoReflect.Descriptor instead.
+func (*ResumeSandboxRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ResumeSandboxRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ResumeSandboxRequest) GetWaitMs() uint64 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
+type ResumeSandboxResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sandbox       *Sandbox               `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeSandboxResponse) Reset() {
+	*x = ResumeSandboxResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeSandboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeSandboxResponse) ProtoMessage() {}
+
+func (x *ResumeSandboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeSandboxResponse.ProtoReflect.Descriptor instead.
+func (*ResumeSandboxResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ResumeSandboxResponse) GetSandbox() *Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+type ForkSandboxRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The ids of the copies.
+	CopyIds       []string `protobuf:"bytes,2,rep,name=copy_ids,json=copyIds,proto3" json:"copy_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkSandboxRequest) Reset() {
+	*x = ForkSandboxRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkSandboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkSandboxRequest) ProtoMessage() {}
+
+func (x *ForkSandboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkSandboxRequest.ProtoReflect.Descriptor instead.
+func (*ForkSandboxRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ForkSandboxRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ForkSandboxRequest) GetCopyIds() []string {
+	if x != nil {
+		return x.CopyIds
+	}
+	return nil
+}
+
+type ForkSandboxResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of copy_ids.
+	Copies        []*Sandbox `protobuf:"bytes,1,rep,name=copies,proto3" json:"copies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkSandboxResponse) Reset() {
+	*x = ForkSandboxResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkSandboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkSandboxResponse) ProtoMessage() {}
+
+func (x *ForkSandboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkSandboxResponse.ProtoReflect.Descriptor instead.
+func (*ForkSandboxResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ForkSandboxResponse) GetCopies() []*Sandbox {
+	if x != nil {
+		return x.Copies
+	}
+	return nil
+}
+
+type GetMetricsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// How far back, in seconds. The answer's resolution follows from it.
+	RangeSeconds  uint32 `protobuf:"varint,2,opt,name=range_seconds,json=rangeSeconds,proto3" json:"range_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetMetricsRequest) Reset() {
+	*x = GetMetricsRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetMetricsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetMetricsRequest) ProtoMessage() {}
+
+func (x *GetMetricsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetMetricsRequest.ProtoReflect.Descriptor instead.
+func (*GetMetricsRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *GetMetricsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *GetMetricsRequest) GetRangeSeconds() uint32 {
+	if x != nil {
+		return x.RangeSeconds
+	}
+	return 0
+}
+
+type GetMetricsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Oldest first.
+	Points        []*GetMetricsResponse_Point `protobuf:"bytes,1,rep,name=points,proto3" json:"points,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetMetricsResponse) Reset() {
+	*x = GetMetricsResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetMetricsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetMetricsResponse) ProtoMessage() {}
+
+func (x *GetMetricsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetMetricsResponse.ProtoReflect.Descriptor instead.
+func (*GetMetricsResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *GetMetricsResponse) GetPoints() []*GetMetricsResponse_Point {
+	if x != nil {
+		return x.Points
+	}
+	return nil
+}
+
+type Snapshot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The sandbox that was written down, and the template that it was made from.
+	SandboxId   string            `protobuf:"bytes,2,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Template    string            `protobuf:"bytes,3,opt,name=template,proto3" json:"template,omitempty"`
+	Resources   *Resources        `protobuf:"bytes,4,opt,name=resources,proto3" json:"resources,omitempty"`
+	DefaultUser string            `protobuf:"bytes,5,opt,name=default_user,json=defaultUser,proto3" json:"default_user,omitempty"`
+	Env         map[string]string `protobuf:"bytes,6,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// On the disk.
+	SizeBytes uint64                 `protobuf:"varint,7,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// How long the sandbox stood still for it, in microseconds.
+	StoppedUs     uint64 `protobuf:"varint,9,opt,name=stopped_us,json=stoppedUs,proto3" json:"stopped_us,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Snapshot) Reset() {
+	*x = Snapshot{}
+	mi := &file_host_v1_host_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot) ProtoMessage() {}
+
+func (x *Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
+func (*Snapshot) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Snapshot) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Snapshot) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *Snapshot) GetTemplate() string {
+	if x != nil {
+		return x.Template
+	}
+	return ""
+}
+
+func (x *Snapshot) GetResources() *Resources {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *Snapshot) GetDefaultUser() string {
+	if x != nil {
+		return x.DefaultUser
+	}
+	return ""
+}
+
+func (x *Snapshot) GetEnv() map[string]string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *Snapshot) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Snapshot) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Snapshot) GetStoppedUs() uint64 {
+	if x != nil {
+		return x.StoppedUs
+	}
+	return 0
+}
+
+type CreateSnapshotRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// Matches ^sn[a-z0-9]{20}$.
+	SnapshotId    string `protobuf:"bytes,2,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSnapshotRequest) Reset() {
+	*x = CreateSnapshotRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSnapshotRequest) ProtoMessage() {}
+
+func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *CreateSnapshotRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *CreateSnapshotRequest) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
+type CreateSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSnapshotResponse) Reset() {
+	*x = CreateSnapshotResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSnapshotResponse) ProtoMessage() {}
+
+func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*CreateSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CreateSnapshotResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+type ListSnapshotsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsRequest) Reset() {
+	*x = ListSnapshotsRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{21}
+}
+
+type ListSnapshotsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots     []*Snapshot            `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsResponse) Reset() {
+	*x = ListSnapshotsResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+type DeleteSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSnapshotRequest) Reset() {
+	*x = DeleteSnapshotRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSnapshotRequest) ProtoMessage() {}
+
+func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DeleteSnapshotRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type DeleteSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSnapshotResponse) Reset() {
+	*x = DeleteSnapshotResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSnapshotResponse) ProtoMessage() {}
+
+func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{24}
+}
+
+type SetWarmRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Warm          []*SetWarmRequest_Warm `protobuf:"bytes,1,rep,name=warm,proto3" json:"warm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetWarmRequest) Reset() {
+	*x = SetWarmRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetWarmRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetWarmRequest) ProtoMessage() {}
+
+func (x *SetWarmRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetWarmRequest.ProtoReflect.Descriptor instead.
+func (*SetWarmRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *SetWarmRequest) GetWarm() []*SetWarmRequest_Warm {
+	if x != nil {
+		return x.Warm
+	}
+	return nil
+}
+
+type SetWarmResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetWarmResponse) Reset() {
+	*x = SetWarmResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetWarmResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetWarmResponse) ProtoMessage() {}
+
+func (x *SetWarmResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetWarmResponse.ProtoReflect.Descriptor instead.
+func (*SetWarmResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{26}
+}
+
 type WatchSandboxesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -787,7 +1665,7 @@ type WatchSandboxesRequest struct {
 
 func (x *WatchSandboxesRequest) Reset() {
 	*x = WatchSandboxesRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[10]
+	mi := &file_host_v1_host_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +1677,7 @@ func (x *WatchSandboxesRequest) String() string {
 func (*WatchSandboxesRequest) ProtoMessage() {}
 
 func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[10]
+	mi := &file_host_v1_host_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +1690,7 @@ func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{10}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{27}
 }
 
 type WatchSandboxesResponse struct {
@@ -828,7 +1706,7 @@ type WatchSandboxesResponse struct {
 
 func (x *WatchSandboxesResponse) Reset() {
 	*x = WatchSandboxesResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[11]
+	mi := &file_host_v1_host_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +1718,7 @@ func (x *WatchSandboxesResponse) String() string {
 func (*WatchSandboxesResponse) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[11]
+	mi := &file_host_v1_host_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +1731,7 @@ func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{11}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchSandboxesResponse) GetEvent() isWatchSandboxesResponse_Event {
@@ -915,14 +1793,17 @@ type StartProcessRequest struct {
 	// /dev/null.
 	Stdin bool `protobuf:"varint,9,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	// Whether the process gets a terminal, of this size, in place of the three streams.
-	Terminal      *TerminalSize `protobuf:"bytes,10,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	Terminal *TerminalSize `protobuf:"bytes,10,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	// Whether nobody waits for its end, so that its running alone does not make the sandbox
+	// active. Terminals never do.
+	Background    bool `protobuf:"varint,11,opt,name=background,proto3" json:"background,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StartProcessRequest) Reset() {
 	*x = StartProcessRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[12]
+	mi := &file_host_v1_host_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +1815,7 @@ func (x *StartProcessRequest) String() string {
 func (*StartProcessRequest) ProtoMessage() {}
 
 func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[12]
+	mi := &file_host_v1_host_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1828,7 @@ func (x *StartProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartProcessRequest.ProtoReflect.Descriptor instead.
 func (*StartProcessRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{12}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StartProcessRequest) GetSandboxId() string {
@@ -1020,6 +1901,13 @@ func (x *StartProcessRequest) GetTerminal() *TerminalSize {
 	return nil
 }
 
+func (x *StartProcessRequest) GetBackground() bool {
+	if x != nil {
+		return x.Background
+	}
+	return false
+}
+
 // In characters.
 type TerminalSize struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1031,7 +1919,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_host_v1_host_proto_msgTypes[13]
+	mi := &file_host_v1_host_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1931,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[13]
+	mi := &file_host_v1_host_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1944,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{13}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TerminalSize) GetCols() uint32 {
@@ -1085,7 +1973,7 @@ type ConnectProcessRequest struct {
 
 func (x *ConnectProcessRequest) Reset() {
 	*x = ConnectProcessRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[14]
+	mi := &file_host_v1_host_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1985,7 @@ func (x *ConnectProcessRequest) String() string {
 func (*ConnectProcessRequest) ProtoMessage() {}
 
 func (x *ConnectProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[14]
+	mi := &file_host_v1_host_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1998,7 @@ func (x *ConnectProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectProcessRequest.ProtoReflect.Descriptor instead.
 func (*ConnectProcessRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{14}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ConnectProcessRequest) GetSandboxId() string {
@@ -1150,7 +2038,7 @@ type ProcessEvent struct {
 
 func (x *ProcessEvent) Reset() {
 	*x = ProcessEvent{}
-	mi := &file_host_v1_host_proto_msgTypes[15]
+	mi := &file_host_v1_host_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +2050,7 @@ func (x *ProcessEvent) String() string {
 func (*ProcessEvent) ProtoMessage() {}
 
 func (x *ProcessEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[15]
+	mi := &file_host_v1_host_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +2063,7 @@ func (x *ProcessEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessEvent.ProtoReflect.Descriptor instead.
 func (*ProcessEvent) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{15}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ProcessEvent) GetEvent() isProcessEvent_Event {
@@ -1279,7 +2167,7 @@ type ProcessSelector struct {
 
 func (x *ProcessSelector) Reset() {
 	*x = ProcessSelector{}
-	mi := &file_host_v1_host_proto_msgTypes[16]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +2179,7 @@ func (x *ProcessSelector) String() string {
 func (*ProcessSelector) ProtoMessage() {}
 
 func (x *ProcessSelector) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[16]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +2192,7 @@ func (x *ProcessSelector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessSelector.ProtoReflect.Descriptor instead.
 func (*ProcessSelector) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{16}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ProcessSelector) GetSelector() isProcessSelector_Selector {
@@ -1349,18 +2237,20 @@ func (*ProcessSelector_Pid) isProcessSelector_Selector() {}
 func (*ProcessSelector_Tag) isProcessSelector_Selector() {}
 
 type Process struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
-	Tag           string                 `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
-	Cmd           string                 `protobuf:"bytes,3,opt,name=cmd,proto3" json:"cmd,omitempty"`
-	Args          []string               `protobuf:"bytes,4,rep,name=args,proto3" json:"args,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pid   uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Tag   string                 `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
+	Cmd   string                 `protobuf:"bytes,3,opt,name=cmd,proto3" json:"cmd,omitempty"`
+	Args  []string               `protobuf:"bytes,4,rep,name=args,proto3" json:"args,omitempty"`
+	// As in StartProcessRequest; true for terminals.
+	Background    bool `protobuf:"varint,5,opt,name=background,proto3" json:"background,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_host_v1_host_proto_msgTypes[17]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +2262,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[17]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +2275,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{17}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1416,6 +2306,13 @@ func (x *Process) GetArgs() []string {
 	return nil
 }
 
+func (x *Process) GetBackground() bool {
+	if x != nil {
+		return x.Background
+	}
+	return false
+}
+
 type ListProcessesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -1425,7 +2322,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[18]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +2334,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[18]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +2347,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{18}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListProcessesRequest) GetSandboxId() string {
@@ -1469,7 +2366,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[19]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +2378,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[19]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +2391,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{19}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -1519,7 +2416,7 @@ type SendInputRequest struct {
 
 func (x *SendInputRequest) Reset() {
 	*x = SendInputRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[20]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +2428,7 @@ func (x *SendInputRequest) String() string {
 func (*SendInputRequest) ProtoMessage() {}
 
 func (x *SendInputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[20]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +2441,7 @@ func (x *SendInputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendInputRequest.ProtoReflect.Descriptor instead.
 func (*SendInputRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{20}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SendInputRequest) GetSandboxId() string {
@@ -1610,7 +2507,7 @@ type SendInputResponse struct {
 
 func (x *SendInputResponse) Reset() {
 	*x = SendInputResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[21]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +2519,7 @@ func (x *SendInputResponse) String() string {
 func (*SendInputResponse) ProtoMessage() {}
 
 func (x *SendInputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[21]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +2532,7 @@ func (x *SendInputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendInputResponse.ProtoReflect.Descriptor instead.
 func (*SendInputResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{21}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
 }
 
 type ResizeTerminalRequest struct {
@@ -1649,7 +2546,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[22]
+	mi := &file_host_v1_host_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1661,7 +2558,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[22]
+	mi := &file_host_v1_host_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +2571,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{22}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ResizeTerminalRequest) GetSandboxId() string {
@@ -1706,7 +2603,7 @@ type ResizeTerminalResponse struct {
 
 func (x *ResizeTerminalResponse) Reset() {
 	*x = ResizeTerminalResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[23]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +2615,7 @@ func (x *ResizeTerminalResponse) String() string {
 func (*ResizeTerminalResponse) ProtoMessage() {}
 
 func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[23]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +2628,7 @@ func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{23}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
 }
 
 type CloseStdinRequest struct {
@@ -1744,7 +2641,7 @@ type CloseStdinRequest struct {
 
 func (x *CloseStdinRequest) Reset() {
 	*x = CloseStdinRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[24]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1756,7 +2653,7 @@ func (x *CloseStdinRequest) String() string {
 func (*CloseStdinRequest) ProtoMessage() {}
 
 func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[24]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1769,7 +2666,7 @@ func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinRequest.ProtoReflect.Descriptor instead.
 func (*CloseStdinRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{24}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CloseStdinRequest) GetSandboxId() string {
@@ -1794,7 +2691,7 @@ type CloseStdinResponse struct {
 
 func (x *CloseStdinResponse) Reset() {
 	*x = CloseStdinResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[25]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1806,7 +2703,7 @@ func (x *CloseStdinResponse) String() string {
 func (*CloseStdinResponse) ProtoMessage() {}
 
 func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[25]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1819,7 +2716,7 @@ func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinResponse.ProtoReflect.Descriptor instead.
 func (*CloseStdinResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{25}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
 }
 
 type SignalProcessRequest struct {
@@ -1833,7 +2730,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[26]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +2742,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[26]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +2755,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{26}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SignalProcessRequest) GetSandboxId() string {
@@ -1890,7 +2787,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[27]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1902,7 +2799,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[27]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1915,7 +2812,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{27}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
 }
 
 type FileEntry struct {
@@ -1939,7 +2836,7 @@ type FileEntry struct {
 
 func (x *FileEntry) Reset() {
 	*x = FileEntry{}
-	mi := &file_host_v1_host_proto_msgTypes[28]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1951,7 +2848,7 @@ func (x *FileEntry) String() string {
 func (*FileEntry) ProtoMessage() {}
 
 func (x *FileEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[28]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1964,7 +2861,7 @@ func (x *FileEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEntry.ProtoReflect.Descriptor instead.
 func (*FileEntry) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{28}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *FileEntry) GetName() string {
@@ -2050,7 +2947,7 @@ type StatFileRequest struct {
 
 func (x *StatFileRequest) Reset() {
 	*x = StatFileRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[29]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2959,7 @@ func (x *StatFileRequest) String() string {
 func (*StatFileRequest) ProtoMessage() {}
 
 func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[29]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2972,7 @@ func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileRequest.ProtoReflect.Descriptor instead.
 func (*StatFileRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{29}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StatFileRequest) GetSandboxId() string {
@@ -2108,7 +3005,7 @@ type StatFileResponse struct {
 
 func (x *StatFileResponse) Reset() {
 	*x = StatFileResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[30]
+	mi := &file_host_v1_host_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2120,7 +3017,7 @@ func (x *StatFileResponse) String() string {
 func (*StatFileResponse) ProtoMessage() {}
 
 func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[30]
+	mi := &file_host_v1_host_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2133,7 +3030,7 @@ func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileResponse.ProtoReflect.Descriptor instead.
 func (*StatFileResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{30}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StatFileResponse) GetEntry() *FileEntry {
@@ -2156,7 +3053,7 @@ type ListDirectoryRequest struct {
 
 func (x *ListDirectoryRequest) Reset() {
 	*x = ListDirectoryRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[31]
+	mi := &file_host_v1_host_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2168,7 +3065,7 @@ func (x *ListDirectoryRequest) String() string {
 func (*ListDirectoryRequest) ProtoMessage() {}
 
 func (x *ListDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[31]
+	mi := &file_host_v1_host_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2181,7 +3078,7 @@ func (x *ListDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*ListDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{31}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListDirectoryRequest) GetSandboxId() string {
@@ -2221,7 +3118,7 @@ type ListDirectoryResponse struct {
 
 func (x *ListDirectoryResponse) Reset() {
 	*x = ListDirectoryResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[32]
+	mi := &file_host_v1_host_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2233,7 +3130,7 @@ func (x *ListDirectoryResponse) String() string {
 func (*ListDirectoryResponse) ProtoMessage() {}
 
 func (x *ListDirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[32]
+	mi := &file_host_v1_host_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2246,7 +3143,7 @@ func (x *ListDirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDirectoryResponse.ProtoReflect.Descriptor instead.
 func (*ListDirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{32}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListDirectoryResponse) GetEntries() []*FileEntry {
@@ -2267,7 +3164,7 @@ type MakeDirectoryRequest struct {
 
 func (x *MakeDirectoryRequest) Reset() {
 	*x = MakeDirectoryRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[33]
+	mi := &file_host_v1_host_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2279,7 +3176,7 @@ func (x *MakeDirectoryRequest) String() string {
 func (*MakeDirectoryRequest) ProtoMessage() {}
 
 func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[33]
+	mi := &file_host_v1_host_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2292,7 +3189,7 @@ func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*MakeDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{33}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *MakeDirectoryRequest) GetSandboxId() string {
@@ -2325,7 +3222,7 @@ type MakeDirectoryResponse struct {
 
 func (x *MakeDirectoryResponse) Reset() {
 	*x = MakeDirectoryResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[34]
+	mi := &file_host_v1_host_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2337,7 +3234,7 @@ func (x *MakeDirectoryResponse) String() string {
 func (*MakeDirectoryResponse) ProtoMessage() {}
 
 func (x *MakeDirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[34]
+	mi := &file_host_v1_host_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2350,7 +3247,7 @@ func (x *MakeDirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeDirectoryResponse.ProtoReflect.Descriptor instead.
 func (*MakeDirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{34}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *MakeDirectoryResponse) GetEntry() *FileEntry {
@@ -2372,7 +3269,7 @@ type MoveFileRequest struct {
 
 func (x *MoveFileRequest) Reset() {
 	*x = MoveFileRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[35]
+	mi := &file_host_v1_host_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2384,7 +3281,7 @@ func (x *MoveFileRequest) String() string {
 func (*MoveFileRequest) ProtoMessage() {}
 
 func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[35]
+	mi := &file_host_v1_host_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2397,7 +3294,7 @@ func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveFileRequest.ProtoReflect.Descriptor instead.
 func (*MoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{35}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *MoveFileRequest) GetSandboxId() string {
@@ -2437,7 +3334,7 @@ type MoveFileResponse struct {
 
 func (x *MoveFileResponse) Reset() {
 	*x = MoveFileResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +3346,7 @@ func (x *MoveFileResponse) String() string {
 func (*MoveFileResponse) ProtoMessage() {}
 
 func (x *MoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +3359,7 @@ func (x *MoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveFileResponse.ProtoReflect.Descriptor instead.
 func (*MoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *MoveFileResponse) GetEntry() *FileEntry {
@@ -2483,7 +3380,7 @@ type RemoveFileRequest struct {
 
 func (x *RemoveFileRequest) Reset() {
 	*x = RemoveFileRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +3392,7 @@ func (x *RemoveFileRequest) String() string {
 func (*RemoveFileRequest) ProtoMessage() {}
 
 func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +3405,7 @@ func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileRequest.ProtoReflect.Descriptor instead.
 func (*RemoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RemoveFileRequest) GetSandboxId() string {
@@ -2540,7 +3437,7 @@ type RemoveFileResponse struct {
 
 func (x *RemoveFileResponse) Reset() {
 	*x = RemoveFileResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2552,7 +3449,7 @@ func (x *RemoveFileResponse) String() string {
 func (*RemoveFileResponse) ProtoMessage() {}
 
 func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2565,7 +3462,129 @@ func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileResponse.ProtoReflect.Descriptor instead.
 func (*RemoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{55}
+}
+
+type GetMetricsResponse_Point struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// Of one processor: a sandbox that keeps two busy uses 200.
+	CpuPct        float64 `protobuf:"fixed64,2,opt,name=cpu_pct,json=cpuPct,proto3" json:"cpu_pct,omitempty"`
+	MemoryBytes   uint64  `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	DiskBytes     uint64  `protobuf:"varint,4,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetMetricsResponse_Point) Reset() {
+	*x = GetMetricsResponse_Point{}
+	mi := &file_host_v1_host_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetMetricsResponse_Point) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetMetricsResponse_Point) ProtoMessage() {}
+
+func (x *GetMetricsResponse_Point) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetMetricsResponse_Point.ProtoReflect.Descriptor instead.
+func (*GetMetricsResponse_Point) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{17, 0}
+}
+
+func (x *GetMetricsResponse_Point) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *GetMetricsResponse_Point) GetCpuPct() float64 {
+	if x != nil {
+		return x.CpuPct
+	}
+	return 0
+}
+
+func (x *GetMetricsResponse_Point) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *GetMetricsResponse_Point) GetDiskBytes() uint64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+type SetWarmRequest_Warm struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	SnapshotId string                 `protobuf:"bytes,1,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	// How many sandboxes to keep ready.
+	Count         uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetWarmRequest_Warm) Reset() {
+	*x = SetWarmRequest_Warm{}
+	mi := &file_host_v1_host_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetWarmRequest_Warm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetWarmRequest_Warm) ProtoMessage() {}
+
+func (x *SetWarmRequest_Warm) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetWarmRequest_Warm.ProtoReflect.Descriptor instead.
+func (*SetWarmRequest_Warm) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{25, 0}
+}
+
+func (x *SetWarmRequest_Warm) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
+func (x *SetWarmRequest_Warm) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
 }
 
 type WatchSandboxesResponse_Synced struct {
@@ -2576,7 +3595,7 @@ type WatchSandboxesResponse_Synced struct {
 
 func (x *WatchSandboxesResponse_Synced) Reset() {
 	*x = WatchSandboxesResponse_Synced{}
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2588,7 +3607,7 @@ func (x *WatchSandboxesResponse_Synced) String() string {
 func (*WatchSandboxesResponse_Synced) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse_Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2601,7 +3620,7 @@ func (x *WatchSandboxesResponse_Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesResponse_Synced.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesResponse_Synced) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{11, 0}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{28, 0}
 }
 
 type ProcessEvent_Start struct {
@@ -2615,7 +3634,7 @@ type ProcessEvent_Start struct {
 
 func (x *ProcessEvent_Start) Reset() {
 	*x = ProcessEvent_Start{}
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +3646,7 @@ func (x *ProcessEvent_Start) String() string {
 func (*ProcessEvent_Start) ProtoMessage() {}
 
 func (x *ProcessEvent_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +3659,7 @@ func (x *ProcessEvent_Start) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessEvent_Start.ProtoReflect.Descriptor instead.
 func (*ProcessEvent_Start) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{15, 0}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{32, 0}
 }
 
 func (x *ProcessEvent_Start) GetPid() uint32 {
@@ -2671,7 +3690,7 @@ type ProcessEvent_End struct {
 
 func (x *ProcessEvent_End) Reset() {
 	*x = ProcessEvent_End{}
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +3702,7 @@ func (x *ProcessEvent_End) String() string {
 func (*ProcessEvent_End) ProtoMessage() {}
 
 func (x *ProcessEvent_End) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +3715,7 @@ func (x *ProcessEvent_End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessEvent_End.ProtoReflect.Descriptor instead.
 func (*ProcessEvent_End) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{15, 1}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{32, 1}
 }
 
 func (x *ProcessEvent_End) GetExitCode() int32 {
@@ -2728,7 +3747,7 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\tResources\x12\x14\n" +
 	"\x05vcpus\x18\x01 \x01(\rR\x05vcpus\x12\x1b\n" +
 	"\tmemory_mb\x18\x02 \x01(\rR\bmemoryMb\x12\x17\n" +
-	"\adisk_mb\x18\x03 \x01(\rR\x06diskMb\"\xc1\x03\n" +
+	"\adisk_mb\x18\x03 \x01(\rR\x06diskMb\"\xa1\x04\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1c.wrenn.host.v1.SandboxStatusR\x06status\x12\x1a\n" +
@@ -2743,20 +3762,25 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"started_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12@\n" +
 	"\x0elast_active_at\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\flastActiveAt\x12\x16\n" +
-	"\x06reason\x18\v \x01(\tR\x06reason\"\x10\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\x127\n" +
+	"\tpaused_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\bpausedAt\x12%\n" +
+	"\x0esnapshot_bytes\x18\r \x01(\x04R\rsnapshotBytes\"\x10\n" +
 	"\x0eGetHostRequest\"\xbd\x01\n" +
 	"\x0fGetHostResponse\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12=\n" +
 	"\rmax_resources\x18\x03 \x01(\v2\x18.wrenn.host.v1.ResourcesR\fmaxResources\x12\x18\n" +
 	"\aruntime\x18\x04 \x01(\tR\aruntime\x12\x1c\n" +
-	"\ttemplates\x18\x05 \x03(\tR\ttemplates\"\x95\x02\n" +
+	"\ttemplates\x18\x05 \x03(\tR\ttemplates\"\xcf\x02\n" +
 	"\x14CreateSandboxRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\btemplate\x18\x02 \x01(\tR\btemplate\x126\n" +
 	"\tresources\x18\x03 \x01(\v2\x18.wrenn.host.v1.ResourcesR\tresources\x12>\n" +
 	"\x03env\x18\x04 \x03(\v2,.wrenn.host.v1.CreateSandboxRequest.EnvEntryR\x03env\x12!\n" +
-	"\fdefault_user\x18\x05 \x01(\tR\vdefaultUser\x1a6\n" +
+	"\fdefault_user\x18\x05 \x01(\tR\vdefaultUser\x12\x1f\n" +
+	"\vsnapshot_id\x18\x06 \x01(\tR\n" +
+	"snapshotId\x12\x17\n" +
+	"\await_ms\x18\a \x01(\x04R\x06waitMs\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"I\n" +
@@ -2768,13 +3792,75 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\asandbox\x18\x01 \x01(\v2\x16.wrenn.host.v1.SandboxR\asandbox\"'\n" +
 	"\x15DestroySandboxRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x18\n" +
-	"\x16DestroySandboxResponse\"\x17\n" +
+	"\x16DestroySandboxResponse\"%\n" +
+	"\x13PauseSandboxRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"H\n" +
+	"\x14PauseSandboxResponse\x120\n" +
+	"\asandbox\x18\x01 \x01(\v2\x16.wrenn.host.v1.SandboxR\asandbox\"?\n" +
+	"\x14ResumeSandboxRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
+	"\await_ms\x18\x02 \x01(\x04R\x06waitMs\"I\n" +
+	"\x15ResumeSandboxResponse\x120\n" +
+	"\asandbox\x18\x01 \x01(\v2\x16.wrenn.host.v1.SandboxR\asandbox\"?\n" +
+	"\x12ForkSandboxRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
+	"\bcopy_ids\x18\x02 \x03(\tR\acopyIds\"E\n" +
+	"\x13ForkSandboxResponse\x12.\n" +
+	"\x06copies\x18\x01 \x03(\v2\x16.wrenn.host.v1.SandboxR\x06copies\"H\n" +
+	"\x11GetMetricsRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
+	"\rrange_seconds\x18\x02 \x01(\rR\frangeSeconds\"\xea\x01\n" +
+	"\x12GetMetricsResponse\x12?\n" +
+	"\x06points\x18\x01 \x03(\v2'.wrenn.host.v1.GetMetricsResponse.PointR\x06points\x1a\x92\x01\n" +
+	"\x05Point\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x17\n" +
+	"\acpu_pct\x18\x02 \x01(\x01R\x06cpuPct\x12!\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x04 \x01(\x04R\tdiskBytes\"\x95\x03\n" +
+	"\bSnapshot\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x02 \x01(\tR\tsandboxId\x12\x1a\n" +
+	"\btemplate\x18\x03 \x01(\tR\btemplate\x126\n" +
+	"\tresources\x18\x04 \x01(\v2\x18.wrenn.host.v1.ResourcesR\tresources\x12!\n" +
+	"\fdefault_user\x18\x05 \x01(\tR\vdefaultUser\x122\n" +
+	"\x03env\x18\x06 \x03(\v2 .wrenn.host.v1.Snapshot.EnvEntryR\x03env\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\a \x01(\x04R\tsizeBytes\x129\n" +
+	"\n" +
+	"created_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1d\n" +
+	"\n" +
+	"stopped_us\x18\t \x01(\x04R\tstoppedUs\x1a6\n" +
+	"\bEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"W\n" +
+	"\x15CreateSnapshotRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1f\n" +
+	"\vsnapshot_id\x18\x02 \x01(\tR\n" +
+	"snapshotId\"M\n" +
+	"\x16CreateSnapshotResponse\x123\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x17.wrenn.host.v1.SnapshotR\bsnapshot\"\x16\n" +
+	"\x14ListSnapshotsRequest\"N\n" +
+	"\x15ListSnapshotsResponse\x125\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x17.wrenn.host.v1.SnapshotR\tsnapshots\"'\n" +
+	"\x15DeleteSnapshotRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x18\n" +
+	"\x16DeleteSnapshotResponse\"\x87\x01\n" +
+	"\x0eSetWarmRequest\x126\n" +
+	"\x04warm\x18\x01 \x03(\v2\".wrenn.host.v1.SetWarmRequest.WarmR\x04warm\x1a=\n" +
+	"\x04Warm\x12\x1f\n" +
+	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
+	"snapshotId\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"\x11\n" +
+	"\x0fSetWarmResponse\"\x17\n" +
 	"\x15WatchSandboxesRequest\"\xa7\x01\n" +
 	"\x16WatchSandboxesResponse\x122\n" +
 	"\asandbox\x18\x01 \x01(\v2\x16.wrenn.host.v1.SandboxH\x00R\asandbox\x12F\n" +
 	"\x06synced\x18\x02 \x01(\v2,.wrenn.host.v1.WatchSandboxesResponse.SyncedH\x00R\x06synced\x1a\b\n" +
 	"\x06SyncedB\a\n" +
-	"\x05event\"\xfb\x02\n" +
+	"\x05event\"\x9b\x03\n" +
 	"\x13StartProcessRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n" +
@@ -2788,7 +3874,10 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"timeout_ms\x18\b \x01(\x04R\ttimeoutMs\x12\x14\n" +
 	"\x05stdin\x18\t \x01(\bR\x05stdin\x127\n" +
 	"\bterminal\x18\n" +
-	" \x01(\v2\x1b.wrenn.host.v1.TerminalSizeR\bterminal\x1a7\n" +
+	" \x01(\v2\x1b.wrenn.host.v1.TerminalSizeR\bterminal\x12\x1e\n" +
+	"\n" +
+	"background\x18\v \x01(\bR\n" +
+	"background\x1a7\n" +
 	"\tEnvsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"6\n" +
@@ -2818,12 +3907,15 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x03pid\x18\x01 \x01(\rH\x00R\x03pid\x12\x12\n" +
 	"\x03tag\x18\x02 \x01(\tH\x00R\x03tagB\n" +
 	"\n" +
-	"\bselector\"S\n" +
+	"\bselector\"s\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x10\n" +
 	"\x03tag\x18\x02 \x01(\tR\x03tag\x12\x10\n" +
 	"\x03cmd\x18\x03 \x01(\tR\x03cmd\x12\x12\n" +
-	"\x04args\x18\x04 \x03(\tR\x04args\"5\n" +
+	"\x04args\x18\x04 \x03(\tR\x04args\x12\x1e\n" +
+	"\n" +
+	"background\x18\x05 \x01(\bR\n" +
+	"background\"5\n" +
 	"\x14ListProcessesRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"M\n" +
@@ -2902,12 +3994,15 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
 	"\x04user\x18\x03 \x01(\tR\x04user\"\x14\n" +
-	"\x12RemoveFileResponse*\xbb\x01\n" +
+	"\x12RemoveFileResponse*\x8f\x02\n" +
 	"\rSandboxStatus\x12\x1e\n" +
 	"\x1aSANDBOX_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17SANDBOX_STATUS_STARTING\x10\x01\x12\x1a\n" +
 	"\x16SANDBOX_STATUS_RUNNING\x10\x02\x12\x1b\n" +
 	"\x17SANDBOX_STATUS_STOPPING\x10\x03\x12\x1a\n" +
+	"\x16SANDBOX_STATUS_PAUSING\x10\x06\x12\x19\n" +
+	"\x15SANDBOX_STATUS_PAUSED\x10\a\x12\x1b\n" +
+	"\x17SANDBOX_STATUS_RESUMING\x10\b\x12\x1a\n" +
 	"\x16SANDBOX_STATUS_STOPPED\x10\x04\x12\x18\n" +
 	"\x14SANDBOX_STATUS_ERROR\x10\x05*H\n" +
 	"\x06Signal\x12\x16\n" +
@@ -2918,13 +4013,22 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x15FILE_TYPE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eFILE_TYPE_FILE\x10\x01\x12\x17\n" +
 	"\x13FILE_TYPE_DIRECTORY\x10\x02\x12\x15\n" +
-	"\x11FILE_TYPE_SYMLINK\x10\x032\xcf\v\n" +
+	"\x11FILE_TYPE_SYMLINK\x10\x032\x91\x11\n" +
 	"\vHostService\x12H\n" +
 	"\aGetHost\x12\x1d.wrenn.host.v1.GetHostRequest\x1a\x1e.wrenn.host.v1.GetHostResponse\x12Z\n" +
 	"\rCreateSandbox\x12#.wrenn.host.v1.CreateSandboxRequest\x1a$.wrenn.host.v1.CreateSandboxResponse\x12Q\n" +
 	"\n" +
 	"GetSandbox\x12 .wrenn.host.v1.GetSandboxRequest\x1a!.wrenn.host.v1.GetSandboxResponse\x12]\n" +
-	"\x0eDestroySandbox\x12$.wrenn.host.v1.DestroySandboxRequest\x1a%.wrenn.host.v1.DestroySandboxResponse\x12_\n" +
+	"\x0eDestroySandbox\x12$.wrenn.host.v1.DestroySandboxRequest\x1a%.wrenn.host.v1.DestroySandboxResponse\x12W\n" +
+	"\fPauseSandbox\x12\".wrenn.host.v1.PauseSandboxRequest\x1a#.wrenn.host.v1.PauseSandboxResponse\x12Z\n" +
+	"\rResumeSandbox\x12#.wrenn.host.v1.ResumeSandboxRequest\x1a$.wrenn.host.v1.ResumeSandboxResponse\x12T\n" +
+	"\vForkSandbox\x12!.wrenn.host.v1.ForkSandboxRequest\x1a\".wrenn.host.v1.ForkSandboxResponse\x12Q\n" +
+	"\n" +
+	"GetMetrics\x12 .wrenn.host.v1.GetMetricsRequest\x1a!.wrenn.host.v1.GetMetricsResponse\x12]\n" +
+	"\x0eCreateSnapshot\x12$.wrenn.host.v1.CreateSnapshotRequest\x1a%.wrenn.host.v1.CreateSnapshotResponse\x12Z\n" +
+	"\rListSnapshots\x12#.wrenn.host.v1.ListSnapshotsRequest\x1a$.wrenn.host.v1.ListSnapshotsResponse\x12]\n" +
+	"\x0eDeleteSnapshot\x12$.wrenn.host.v1.DeleteSnapshotRequest\x1a%.wrenn.host.v1.DeleteSnapshotResponse\x12H\n" +
+	"\aSetWarm\x12\x1d.wrenn.host.v1.SetWarmRequest\x1a\x1e.wrenn.host.v1.SetWarmResponse\x12_\n" +
 	"\x0eWatchSandboxes\x12$.wrenn.host.v1.WatchSandboxesRequest\x1a%.wrenn.host.v1.WatchSandboxesResponse0\x01\x12Q\n" +
 	"\fStartProcess\x12\".wrenn.host.v1.StartProcessRequest\x1a\x1b.wrenn.host.v1.ProcessEvent0\x01\x12U\n" +
 	"\x0eConnectProcess\x12$.wrenn.host.v1.ConnectProcessRequest\x1a\x1b.wrenn.host.v1.ProcessEvent0\x01\x12Z\n" +
@@ -2954,7 +4058,7 @@ func file_host_v1_host_proto_rawDescGZIP() []byte {
 }
 
 var file_host_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
 var file_host_v1_host_proto_goTypes = []any{
 	(SandboxStatus)(0),                    // 0: wrenn.host.v1.SandboxStatus
 	(Signal)(0),                           // 1: wrenn.host.v1.Signal
@@ -2969,112 +4073,160 @@ var file_host_v1_host_proto_goTypes = []any{
 	(*GetSandboxResponse)(nil),            // 10: wrenn.host.v1.GetSandboxResponse
 	(*DestroySandboxRequest)(nil),         // 11: wrenn.host.v1.DestroySandboxRequest
 	(*DestroySandboxResponse)(nil),        // 12: wrenn.host.v1.DestroySandboxResponse
-	(*WatchSandboxesRequest)(nil),         // 13: wrenn.host.v1.WatchSandboxesRequest
-	(*WatchSandboxesResponse)(nil),        // 14: wrenn.host.v1.WatchSandboxesResponse
-	(*StartProcessRequest)(nil),           // 15: wrenn.host.v1.StartProcessRequest
-	(*TerminalSize)(nil),                  // 16: wrenn.host.v1.TerminalSize
-	(*ConnectProcessRequest)(nil),         // 17: wrenn.host.v1.ConnectProcessRequest
-	(*ProcessEvent)(nil),                  // 18: wrenn.host.v1.ProcessEvent
-	(*ProcessSelector)(nil),               // 19: wrenn.host.v1.ProcessSelector
-	(*Process)(nil),                       // 20: wrenn.host.v1.Process
-	(*ListProcessesRequest)(nil),          // 21: wrenn.host.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),         // 22: wrenn.host.v1.ListProcessesResponse
-	(*SendInputRequest)(nil),              // 23: wrenn.host.v1.SendInputRequest
-	(*SendInputResponse)(nil),             // 24: wrenn.host.v1.SendInputResponse
-	(*ResizeTerminalRequest)(nil),         // 25: wrenn.host.v1.ResizeTerminalRequest
-	(*ResizeTerminalResponse)(nil),        // 26: wrenn.host.v1.ResizeTerminalResponse
-	(*CloseStdinRequest)(nil),             // 27: wrenn.host.v1.CloseStdinRequest
-	(*CloseStdinResponse)(nil),            // 28: wrenn.host.v1.CloseStdinResponse
-	(*SignalProcessRequest)(nil),          // 29: wrenn.host.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),         // 30: wrenn.host.v1.SignalProcessResponse
-	(*FileEntry)(nil),                     // 31: wrenn.host.v1.FileEntry
-	(*StatFileRequest)(nil),               // 32: wrenn.host.v1.StatFileRequest
-	(*StatFileResponse)(nil),              // 33: wrenn.host.v1.StatFileResponse
-	(*ListDirectoryRequest)(nil),          // 34: wrenn.host.v1.ListDirectoryRequest
-	(*ListDirectoryResponse)(nil),         // 35: wrenn.host.v1.ListDirectoryResponse
-	(*MakeDirectoryRequest)(nil),          // 36: wrenn.host.v1.MakeDirectoryRequest
-	(*MakeDirectoryResponse)(nil),         // 37: wrenn.host.v1.MakeDirectoryResponse
-	(*MoveFileRequest)(nil),               // 38: wrenn.host.v1.MoveFileRequest
-	(*MoveFileResponse)(nil),              // 39: wrenn.host.v1.MoveFileResponse
-	(*RemoveFileRequest)(nil),             // 40: wrenn.host.v1.RemoveFileRequest
-	(*RemoveFileResponse)(nil),            // 41: wrenn.host.v1.RemoveFileResponse
-	nil,                                   // 42: wrenn.host.v1.CreateSandboxRequest.EnvEntry
-	(*WatchSandboxesResponse_Synced)(nil), // 43: wrenn.host.v1.WatchSandboxesResponse.Synced
-	nil,                                   // 44: wrenn.host.v1.StartProcessRequest.EnvsEntry
-	(*ProcessEvent_Start)(nil),            // 45: wrenn.host.v1.ProcessEvent.Start
-	(*ProcessEvent_End)(nil),              // 46: wrenn.host.v1.ProcessEvent.End
-	(*timestamppb.Timestamp)(nil),         // 47: google.protobuf.Timestamp
+	(*PauseSandboxRequest)(nil),           // 13: wrenn.host.v1.PauseSandboxRequest
+	(*PauseSandboxResponse)(nil),          // 14: wrenn.host.v1.PauseSandboxResponse
+	(*ResumeSandboxRequest)(nil),          // 15: wrenn.host.v1.ResumeSandboxRequest
+	(*ResumeSandboxResponse)(nil),         // 16: wrenn.host.v1.ResumeSandboxResponse
+	(*ForkSandboxRequest)(nil),            // 17: wrenn.host.v1.ForkSandboxRequest
+	(*ForkSandboxResponse)(nil),           // 18: wrenn.host.v1.ForkSandboxResponse
+	(*GetMetricsRequest)(nil),             // 19: wrenn.host.v1.GetMetricsRequest
+	(*GetMetricsResponse)(nil),            // 20: wrenn.host.v1.GetMetricsResponse
+	(*Snapshot)(nil),                      // 21: wrenn.host.v1.Snapshot
+	(*CreateSnapshotRequest)(nil),         // 22: wrenn.host.v1.CreateSnapshotRequest
+	(*CreateSnapshotResponse)(nil),        // 23: wrenn.host.v1.CreateSnapshotResponse
+	(*ListSnapshotsRequest)(nil),          // 24: wrenn.host.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),         // 25: wrenn.host.v1.ListSnapshotsResponse
+	(*DeleteSnapshotRequest)(nil),         // 26: wrenn.host.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),        // 27: wrenn.host.v1.DeleteSnapshotResponse
+	(*SetWarmRequest)(nil),                // 28: wrenn.host.v1.SetWarmRequest
+	(*SetWarmResponse)(nil),               // 29: wrenn.host.v1.SetWarmResponse
+	(*WatchSandboxesRequest)(nil),         // 30: wrenn.host.v1.WatchSandboxesRequest
+	(*WatchSandboxesResponse)(nil),        // 31: wrenn.host.v1.WatchSandboxesResponse
+	(*StartProcessRequest)(nil),           // 32: wrenn.host.v1.StartProcessRequest
+	(*TerminalSize)(nil),                  // 33: wrenn.host.v1.TerminalSize
+	(*ConnectProcessRequest)(nil),         // 34: wrenn.host.v1.ConnectProcessRequest
+	(*ProcessEvent)(nil),                  // 35: wrenn.host.v1.ProcessEvent
+	(*ProcessSelector)(nil),               // 36: wrenn.host.v1.ProcessSelector
+	(*Process)(nil),                       // 37: wrenn.host.v1.Process
+	(*ListProcessesRequest)(nil),          // 38: wrenn.host.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),         // 39: wrenn.host.v1.ListProcessesResponse
+	(*SendInputRequest)(nil),              // 40: wrenn.host.v1.SendInputRequest
+	(*SendInputResponse)(nil),             // 41: wrenn.host.v1.SendInputResponse
+	(*ResizeTerminalRequest)(nil),         // 42: wrenn.host.v1.ResizeTerminalRequest
+	(*ResizeTerminalResponse)(nil),        // 43: wrenn.host.v1.ResizeTerminalResponse
+	(*CloseStdinRequest)(nil),             // 44: wrenn.host.v1.CloseStdinRequest
+	(*CloseStdinResponse)(nil),            // 45: wrenn.host.v1.CloseStdinResponse
+	(*SignalProcessRequest)(nil),          // 46: wrenn.host.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),         // 47: wrenn.host.v1.SignalProcessResponse
+	(*FileEntry)(nil),                     // 48: wrenn.host.v1.FileEntry
+	(*StatFileRequest)(nil),               // 49: wrenn.host.v1.StatFileRequest
+	(*StatFileResponse)(nil),              // 50: wrenn.host.v1.StatFileResponse
+	(*ListDirectoryRequest)(nil),          // 51: wrenn.host.v1.ListDirectoryRequest
+	(*ListDirectoryResponse)(nil),         // 52: wrenn.host.v1.ListDirectoryResponse
+	(*MakeDirectoryRequest)(nil),          // 53: wrenn.host.v1.MakeDirectoryRequest
+	(*MakeDirectoryResponse)(nil),         // 54: wrenn.host.v1.MakeDirectoryResponse
+	(*MoveFileRequest)(nil),               // 55: wrenn.host.v1.MoveFileRequest
+	(*MoveFileResponse)(nil),              // 56: wrenn.host.v1.MoveFileResponse
+	(*RemoveFileRequest)(nil),             // 57: wrenn.host.v1.RemoveFileRequest
+	(*RemoveFileResponse)(nil),            // 58: wrenn.host.v1.RemoveFileResponse
+	nil,                                   // 59: wrenn.host.v1.CreateSandboxRequest.EnvEntry
+	(*GetMetricsResponse_Point)(nil),      // 60: wrenn.host.v1.GetMetricsResponse.Point
+	nil,                                   // 61: wrenn.host.v1.Snapshot.EnvEntry
+	(*SetWarmRequest_Warm)(nil),           // 62: wrenn.host.v1.SetWarmRequest.Warm
+	(*WatchSandboxesResponse_Synced)(nil), // 63: wrenn.host.v1.WatchSandboxesResponse.Synced
+	nil,                                   // 64: wrenn.host.v1.StartProcessRequest.EnvsEntry
+	(*ProcessEvent_Start)(nil),            // 65: wrenn.host.v1.ProcessEvent.Start
+	(*ProcessEvent_End)(nil),              // 66: wrenn.host.v1.ProcessEvent.End
+	(*timestamppb.Timestamp)(nil),         // 67: google.protobuf.Timestamp
 }
 var file_host_v1_host_proto_depIdxs = []int32{
 	0,  // 0: wrenn.host.v1.Sandbox.status:type_name -> wrenn.host.v1.SandboxStatus
 	3,  // 1: wrenn.host.v1.Sandbox.resources:type_name -> wrenn.host.v1.Resources
-	47, // 2: wrenn.host.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	47, // 3: wrenn.host.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
-	47, // 4: wrenn.host.v1.Sandbox.last_active_at:type_name -> google.protobuf.Timestamp
-	3,  // 5: wrenn.host.v1.GetHostResponse.max_resources:type_name -> wrenn.host.v1.Resources
-	3,  // 6: wrenn.host.v1.CreateSandboxRequest.resources:type_name -> wrenn.host.v1.Resources
-	42, // 7: wrenn.host.v1.CreateSandboxRequest.env:type_name -> wrenn.host.v1.CreateSandboxRequest.EnvEntry
-	4,  // 8: wrenn.host.v1.CreateSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
-	4,  // 9: wrenn.host.v1.GetSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
-	4,  // 10: wrenn.host.v1.WatchSandboxesResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
-	43, // 11: wrenn.host.v1.WatchSandboxesResponse.synced:type_name -> wrenn.host.v1.WatchSandboxesResponse.Synced
-	44, // 12: wrenn.host.v1.StartProcessRequest.envs:type_name -> wrenn.host.v1.StartProcessRequest.EnvsEntry
-	16, // 13: wrenn.host.v1.StartProcessRequest.terminal:type_name -> wrenn.host.v1.TerminalSize
-	19, // 14: wrenn.host.v1.ConnectProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	45, // 15: wrenn.host.v1.ProcessEvent.start:type_name -> wrenn.host.v1.ProcessEvent.Start
-	46, // 16: wrenn.host.v1.ProcessEvent.end:type_name -> wrenn.host.v1.ProcessEvent.End
-	20, // 17: wrenn.host.v1.ListProcessesResponse.processes:type_name -> wrenn.host.v1.Process
-	19, // 18: wrenn.host.v1.SendInputRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	19, // 19: wrenn.host.v1.ResizeTerminalRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	16, // 20: wrenn.host.v1.ResizeTerminalRequest.size:type_name -> wrenn.host.v1.TerminalSize
-	19, // 21: wrenn.host.v1.CloseStdinRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	19, // 22: wrenn.host.v1.SignalProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	1,  // 23: wrenn.host.v1.SignalProcessRequest.signal:type_name -> wrenn.host.v1.Signal
-	2,  // 24: wrenn.host.v1.FileEntry.type:type_name -> wrenn.host.v1.FileType
-	47, // 25: wrenn.host.v1.FileEntry.modified_at:type_name -> google.protobuf.Timestamp
-	31, // 26: wrenn.host.v1.StatFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	31, // 27: wrenn.host.v1.ListDirectoryResponse.entries:type_name -> wrenn.host.v1.FileEntry
-	31, // 28: wrenn.host.v1.MakeDirectoryResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	31, // 29: wrenn.host.v1.MoveFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	5,  // 30: wrenn.host.v1.HostService.GetHost:input_type -> wrenn.host.v1.GetHostRequest
-	7,  // 31: wrenn.host.v1.HostService.CreateSandbox:input_type -> wrenn.host.v1.CreateSandboxRequest
-	9,  // 32: wrenn.host.v1.HostService.GetSandbox:input_type -> wrenn.host.v1.GetSandboxRequest
-	11, // 33: wrenn.host.v1.HostService.DestroySandbox:input_type -> wrenn.host.v1.DestroySandboxRequest
-	13, // 34: wrenn.host.v1.HostService.WatchSandboxes:input_type -> wrenn.host.v1.WatchSandboxesRequest
-	15, // 35: wrenn.host.v1.HostService.StartProcess:input_type -> wrenn.host.v1.StartProcessRequest
-	17, // 36: wrenn.host.v1.HostService.ConnectProcess:input_type -> wrenn.host.v1.ConnectProcessRequest
-	21, // 37: wrenn.host.v1.HostService.ListProcesses:input_type -> wrenn.host.v1.ListProcessesRequest
-	23, // 38: wrenn.host.v1.HostService.SendInput:input_type -> wrenn.host.v1.SendInputRequest
-	27, // 39: wrenn.host.v1.HostService.CloseStdin:input_type -> wrenn.host.v1.CloseStdinRequest
-	29, // 40: wrenn.host.v1.HostService.SignalProcess:input_type -> wrenn.host.v1.SignalProcessRequest
-	25, // 41: wrenn.host.v1.HostService.ResizeTerminal:input_type -> wrenn.host.v1.ResizeTerminalRequest
-	32, // 42: wrenn.host.v1.HostService.StatFile:input_type -> wrenn.host.v1.StatFileRequest
-	34, // 43: wrenn.host.v1.HostService.ListDirectory:input_type -> wrenn.host.v1.ListDirectoryRequest
-	36, // 44: wrenn.host.v1.HostService.MakeDirectory:input_type -> wrenn.host.v1.MakeDirectoryRequest
-	38, // 45: wrenn.host.v1.HostService.MoveFile:input_type -> wrenn.host.v1.MoveFileRequest
-	40, // 46: wrenn.host.v1.HostService.RemoveFile:input_type -> wrenn.host.v1.RemoveFileRequest
-	6,  // 47: wrenn.host.v1.HostService.GetHost:output_type -> wrenn.host.v1.GetHostResponse
-	8,  // 48: wrenn.host.v1.HostService.CreateSandbox:output_type -> wrenn.host.v1.CreateSandboxResponse
-	10, // 49: wrenn.host.v1.HostService.GetSandbox:output_type -> wrenn.host.v1.GetSandboxResponse
-	12, // 50: wrenn.host.v1.HostService.DestroySandbox:output_type -> wrenn.host.v1.DestroySandboxResponse
-	14, // 51: wrenn.host.v1.HostService.WatchSandboxes:output_type -> wrenn.host.v1.WatchSandboxesResponse
-	18, // 52: wrenn.host.v1.HostService.StartProcess:output_type -> wrenn.host.v1.ProcessEvent
-	18, // 53: wrenn.host.v1.HostService.ConnectProcess:output_type -> wrenn.host.v1.ProcessEvent
-	22, // 54: wrenn.host.v1.HostService.ListProcesses:output_type -> wrenn.host.v1.ListProcessesResponse
-	24, // 55: wrenn.host.v1.HostService.SendInput:output_type -> wrenn.host.v1.SendInputResponse
-	28, // 56: wrenn.host.v1.HostService.CloseStdin:output_type -> wrenn.host.v1.CloseStdinResponse
-	30, // 57: wrenn.host.v1.HostService.SignalProcess:output_type -> wrenn.host.v1.SignalProcessResponse
-	26, // 58: wrenn.host.v1.HostService.ResizeTerminal:output_type -> wrenn.host.v1.ResizeTerminalResponse
-	33, // 59: wrenn.host.v1.HostService.StatFile:output_type -> wrenn.host.v1.StatFileResponse
-	35, // 60: wrenn.host.v1.HostService.ListDirectory:output_type -> wrenn.host.v1.ListDirectoryResponse
-	37, // 61: wrenn.host.v1.HostService.MakeDirectory:output_type -> wrenn.host.v1.MakeDirectoryResponse
-	39, // 62: wrenn.host.v1.HostService.MoveFile:output_type -> wrenn.host.v1.MoveFileResponse
-	41, // 63: wrenn.host.v1.HostService.RemoveFile:output_type -> wrenn.host.v1.RemoveFileResponse
-	47, // [47:64] is the sub-list for method output_type
-	30, // [30:47] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	67, // 2: wrenn.host.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	67, // 3: wrenn.host.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
+	67, // 4: wrenn.host.v1.Sandbox.last_active_at:type_name -> google.protobuf.Timestamp
+	67, // 5: wrenn.host.v1.Sandbox.paused_at:type_name -> google.protobuf.Timestamp
+	3,  // 6: wrenn.host.v1.GetHostResponse.max_resources:type_name -> wrenn.host.v1.Resources
+	3,  // 7: wrenn.host.v1.CreateSandboxRequest.resources:type_name -> wrenn.host.v1.Resources
+	59, // 8: wrenn.host.v1.CreateSandboxRequest.env:type_name -> wrenn.host.v1.CreateSandboxRequest.EnvEntry
+	4,  // 9: wrenn.host.v1.CreateSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
+	4,  // 10: wrenn.host.v1.GetSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
+	4,  // 11: wrenn.host.v1.PauseSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
+	4,  // 12: wrenn.host.v1.ResumeSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
+	4,  // 13: wrenn.host.v1.ForkSandboxResponse.copies:type_name -> wrenn.host.v1.Sandbox
+	60, // 14: wrenn.host.v1.GetMetricsResponse.points:type_name -> wrenn.host.v1.GetMetricsResponse.Point
+	3,  // 15: wrenn.host.v1.Snapshot.resources:type_name -> wrenn.host.v1.Resources
+	61, // 16: wrenn.host.v1.Snapshot.env:type_name -> wrenn.host.v1.Snapshot.EnvEntry
+	67, // 17: wrenn.host.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	21, // 18: wrenn.host.v1.CreateSnapshotResponse.snapshot:type_name -> wrenn.host.v1.Snapshot
+	21, // 19: wrenn.host.v1.ListSnapshotsResponse.snapshots:type_name -> wrenn.host.v1.Snapshot
+	62, // 20: wrenn.host.v1.SetWarmRequest.warm:type_name -> wrenn.host.v1.SetWarmRequest.Warm
+	4,  // 21: wrenn.host.v1.WatchSandboxesResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
+	63, // 22: wrenn.host.v1.WatchSandboxesResponse.synced:type_name -> wrenn.host.v1.WatchSandboxesResponse.Synced
+	64, // 23: wrenn.host.v1.StartProcessRequest.envs:type_name -> wrenn.host.v1.StartProcessRequest.EnvsEntry
+	33, // 24: wrenn.host.v1.StartProcessRequest.terminal:type_name -> wrenn.host.v1.TerminalSize
+	36, // 25: wrenn.host.v1.ConnectProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	65, // 26: wrenn.host.v1.ProcessEvent.start:type_name -> wrenn.host.v1.ProcessEvent.Start
+	66, // 27: wrenn.host.v1.ProcessEvent.end:type_name -> wrenn.host.v1.ProcessEvent.End
+	37, // 28: wrenn.host.v1.ListProcessesResponse.processes:type_name -> wrenn.host.v1.Process
+	36, // 29: wrenn.host.v1.SendInputRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	36, // 30: wrenn.host.v1.ResizeTerminalRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	33, // 31: wrenn.host.v1.ResizeTerminalRequest.size:type_name -> wrenn.host.v1.TerminalSize
+	36, // 32: wrenn.host.v1.CloseStdinRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	36, // 33: wrenn.host.v1.SignalProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	1,  // 34: wrenn.host.v1.SignalProcessRequest.signal:type_name -> wrenn.host.v1.Signal
+	2,  // 35: wrenn.host.v1.FileEntry.type:type_name -> wrenn.host.v1.FileType
+	67, // 36: wrenn.host.v1.FileEntry.modified_at:type_name -> google.protobuf.Timestamp
+	48, // 37: wrenn.host.v1.StatFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	48, // 38: wrenn.host.v1.ListDirectoryResponse.entries:type_name -> wrenn.host.v1.FileEntry
+	48, // 39: wrenn.host.v1.MakeDirectoryResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	48, // 40: wrenn.host.v1.MoveFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	67, // 41: wrenn.host.v1.GetMetricsResponse.Point.time:type_name -> google.protobuf.Timestamp
+	5,  // 42: wrenn.host.v1.HostService.GetHost:input_type -> wrenn.host.v1.GetHostRequest
+	7,  // 43: wrenn.host.v1.HostService.CreateSandbox:input_type -> wrenn.host.v1.CreateSandboxRequest
+	9,  // 44: wrenn.host.v1.HostService.GetSandbox:input_type -> wrenn.host.v1.GetSandboxRequest
+	11, // 45: wrenn.host.v1.HostService.DestroySandbox:input_type -> wrenn.host.v1.DestroySandboxRequest
+	13, // 46: wrenn.host.v1.HostService.PauseSandbox:input_type -> wrenn.host.v1.PauseSandboxRequest
+	15, // 47: wrenn.host.v1.HostService.ResumeSandbox:input_type -> wrenn.host.v1.ResumeSandboxRequest
+	17, // 48: wrenn.host.v1.HostService.ForkSandbox:input_type -> wrenn.host.v1.ForkSandboxRequest
+	19, // 49: wrenn.host.v1.HostService.GetMetrics:input_type -> wrenn.host.v1.GetMetricsRequest
+	22, // 50: wrenn.host.v1.HostService.CreateSnapshot:input_type -> wrenn.host.v1.CreateSnapshotRequest
+	24, // 51: wrenn.host.v1.HostService.ListSnapshots:input_type -> wrenn.host.v1.ListSnapshotsRequest
+	26, // 52: wrenn.host.v1.HostService.DeleteSnapshot:input_type -> wrenn.host.v1.DeleteSnapshotRequest
+	28, // 53: wrenn.host.v1.HostService.SetWarm:input_type -> wrenn.host.v1.SetWarmRequest
+	30, // 54: wrenn.host.v1.HostService.WatchSandboxes:input_type -> wrenn.host.v1.WatchSandboxesRequest
+	32, // 55: wrenn.host.v1.HostService.StartProcess:input_type -> wrenn.host.v1.StartProcessRequest
+	34, // 56: wrenn.host.v1.HostService.ConnectProcess:input_type -> wrenn.host.v1.ConnectProcessRequest
+	38, // 57: wrenn.host.v1.HostService.ListProcesses:input_type -> wrenn.host.v1.ListProcessesRequest
+	40, // 58: wrenn.host.v1.HostService.SendInput:input_type -> wrenn.host.v1.SendInputRequest
+	44, // 59: wrenn.host.v1.HostService.CloseStdin:input_type -> wrenn.host.v1.CloseStdinRequest
+	46, // 60: wrenn.host.v1.HostService.SignalProcess:input_type -> wrenn.host.v1.SignalProcessRequest
+	42, // 61: wrenn.host.v1.HostService.ResizeTerminal:input_type -> wrenn.host.v1.ResizeTerminalRequest
+	49, // 62: wrenn.host.v1.HostService.StatFile:input_type -> wrenn.host.v1.StatFileRequest
+	51, // 63: wrenn.host.v1.HostService.ListDirectory:input_type -> wrenn.host.v1.ListDirectoryRequest
+	53, // 64: wrenn.host.v1.HostService.MakeDirectory:input_type -> wrenn.host.v1.MakeDirectoryRequest
+	55, // 65: wrenn.host.v1.HostService.MoveFile:input_type -> wrenn.host.v1.MoveFileRequest
+	57, // 66: wrenn.host.v1.HostService.RemoveFile:input_type -> wrenn.host.v1.RemoveFileRequest
+	6,  // 67: wrenn.host.v1.HostService.GetHost:output_type -> wrenn.host.v1.GetHostResponse
+	8,  // 68: wrenn.host.v1.HostService.CreateSandbox:output_type -> wrenn.host.v1.CreateSandboxResponse
+	10, // 69: wrenn.host.v1.HostService.GetSandbox:output_type -> wrenn.host.v1.GetSandboxResponse
+	12, // 70: wrenn.host.v1.HostService.DestroySandbox:output_type -> wrenn.host.v1.DestroySandboxResponse
+	14, // 71: wrenn.host.v1.HostService.PauseSandbox:output_type -> wrenn.host.v1.PauseSandboxResponse
+	16, // 72: wrenn.host.v1.HostService.ResumeSandbox:output_type -> wrenn.host.v1.ResumeSandboxResponse
+	18, // 73: wrenn.host.v1.HostService.ForkSandbox:output_type -> wrenn.host.v1.ForkSandboxResponse
+	20, // 74: wrenn.host.v1.HostService.GetMetrics:output_type -> wrenn.host.v1.GetMetricsResponse
+	23, // 75: wrenn.host.v1.HostService.CreateSnapshot:output_type -> wrenn.host.v1.CreateSnapshotResponse
+	25, // 76: wrenn.host.v1.HostService.ListSnapshots:output_type -> wrenn.host.v1.ListSnapshotsResponse
+	27, // 77: wrenn.host.v1.HostService.DeleteSnapshot:output_type -> wrenn.host.v1.DeleteSnapshotResponse
+	29, // 78: wrenn.host.v1.HostService.SetWarm:output_type -> wrenn.host.v1.SetWarmResponse
+	31, // 79: wrenn.host.v1.HostService.WatchSandboxes:output_type -> wrenn.host.v1.WatchSandboxesResponse
+	35, // 80: wrenn.host.v1.HostService.StartProcess:output_type -> wrenn.host.v1.ProcessEvent
+	35, // 81: wrenn.host.v1.HostService.ConnectProcess:output_type -> wrenn.host.v1.ProcessEvent
+	39, // 82: wrenn.host.v1.HostService.ListProcesses:output_type -> wrenn.host.v1.ListProcessesResponse
+	41, // 83: wrenn.host.v1.HostService.SendInput:output_type -> wrenn.host.v1.SendInputResponse
+	45, // 84: wrenn.host.v1.HostService.CloseStdin:output_type -> wrenn.host.v1.CloseStdinResponse
+	47, // 85: wrenn.host.v1.HostService.SignalProcess:output_type -> wrenn.host.v1.SignalProcessResponse
+	43, // 86: wrenn.host.v1.HostService.ResizeTerminal:output_type -> wrenn.host.v1.ResizeTerminalResponse
+	50, // 87: wrenn.host.v1.HostService.StatFile:output_type -> wrenn.host.v1.StatFileResponse
+	52, // 88: wrenn.host.v1.HostService.ListDirectory:output_type -> wrenn.host.v1.ListDirectoryResponse
+	54, // 89: wrenn.host.v1.HostService.MakeDirectory:output_type -> wrenn.host.v1.MakeDirectoryResponse
+	56, // 90: wrenn.host.v1.HostService.MoveFile:output_type -> wrenn.host.v1.MoveFileResponse
+	58, // 91: wrenn.host.v1.HostService.RemoveFile:output_type -> wrenn.host.v1.RemoveFileResponse
+	67, // [67:92] is the sub-list for method output_type
+	42, // [42:67] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_host_v1_host_proto_init() }
@@ -3082,22 +4234,22 @@ func file_host_v1_host_proto_init() {
 	if File_host_v1_host_proto != nil {
 		return
 	}
-	file_host_v1_host_proto_msgTypes[11].OneofWrappers = []any{
+	file_host_v1_host_proto_msgTypes[28].OneofWrappers = []any{
 		(*WatchSandboxesResponse_Sandbox)(nil),
 		(*WatchSandboxesResponse_Synced_)(nil),
 	}
-	file_host_v1_host_proto_msgTypes[15].OneofWrappers = []any{
+	file_host_v1_host_proto_msgTypes[32].OneofWrappers = []any{
 		(*ProcessEvent_Start_)(nil),
 		(*ProcessEvent_Stdout)(nil),
 		(*ProcessEvent_Stderr)(nil),
 		(*ProcessEvent_End_)(nil),
 		(*ProcessEvent_Terminal)(nil),
 	}
-	file_host_v1_host_proto_msgTypes[16].OneofWrappers = []any{
+	file_host_v1_host_proto_msgTypes[33].OneofWrappers = []any{
 		(*ProcessSelector_Pid)(nil),
 		(*ProcessSelector_Tag)(nil),
 	}
-	file_host_v1_host_proto_msgTypes[20].OneofWrappers = []any{
+	file_host_v1_host_proto_msgTypes[37].OneofWrappers = []any{
 		(*SendInputRequest_Stdin)(nil),
 		(*SendInputRequest_Terminal)(nil),
 	}
@@ -3107,7 +4259,7 @@ func file_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_v1_host_proto_rawDesc), len(file_host_v1_host_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   44,
+			NumMessages:   64,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -47,6 +47,27 @@ const (
 	// HostServiceDestroySandboxProcedure is the fully-qualified name of the HostService's
 	// DestroySandbox RPC.
 	HostServiceDestroySandboxProcedure = "/wrenn.host.v1.HostService/DestroySandbox"
+	// HostServicePauseSandboxProcedure is the fully-qualified name of the HostService's PauseSandbox
+	// RPC.
+	HostServicePauseSandboxProcedure = "/wrenn.host.v1.HostService/PauseSandbox"
+	// HostServiceResumeSandboxProcedure is the fully-qualified name of the HostService's ResumeSandbox
+	// RPC.
+	HostServiceResumeSandboxProcedure = "/wrenn.host.v1.HostService/ResumeSandbox"
+	// HostServiceForkSandboxProcedure is the fully-qualified name of the HostService's ForkSandbox RPC.
+	HostServiceForkSandboxProcedure = "/wrenn.host.v1.HostService/ForkSandbox"
+	// HostServiceGetMetricsProcedure is the fully-qualified name of the HostService's GetMetrics RPC.
+	HostServiceGetMetricsProcedure = "/wrenn.host.v1.HostService/GetMetrics"
+	// HostServiceCreateSnapshotProcedure is the fully-qualified name of the HostService's
+	// CreateSnapshot RPC.
+	HostServiceCreateSnapshotProcedure = "/wrenn.host.v1.HostService/CreateSnapshot"
+	// HostServiceListSnapshotsProcedure is the fully-qualified name of the HostService's ListSnapshots
+	// RPC.
+	HostServiceListSnapshotsProcedure = "/wrenn.host.v1.HostService/ListSnapshots"
+	// HostServiceDeleteSnapshotProcedure is the fully-qualified name of the HostService's
+	// DeleteSnapshot RPC.
+	HostServiceDeleteSnapshotProcedure = "/wrenn.host.v1.HostService/DeleteSnapshot"
+	// HostServiceSetWarmProcedure is the fully-qualified name of the HostService's SetWarm RPC.
+	HostServiceSetWarmProcedure = "/wrenn.host.v1.HostService/SetWarm"
 	// HostServiceWatchSandboxesProcedure is the fully-qualified name of the HostService's
 	// WatchSandboxes RPC.
 	HostServiceWatchSandboxesProcedure = "/wrenn.host.v1.HostService/WatchSandboxes"
@@ -94,6 +115,27 @@ type HostServiceClient interface {
 	// DestroySandbox ends a sandbox in any state and gives back all that it held.
 	// An unknown id is not_found.
 	DestroySandbox(context.Context, *connect.Request[v1.DestroySandboxRequest]) (*connect.Response[v1.DestroySandboxResponse], error)
+	// PauseSandbox writes memory and disk of a running sandbox down and gives back what it
+	// held. It answers when the snapshot is safe. When it fails the sandbox runs on.
+	PauseSandbox(context.Context, *connect.Request[v1.PauseSandboxRequest]) (*connect.Response[v1.PauseSandboxResponse], error)
+	// ResumeSandbox brings a paused sandbox back and answers when it is usable. When it
+	// fails the sandbox is still paused.
+	ResumeSandbox(context.Context, *connect.Request[v1.ResumeSandboxRequest]) (*connect.Response[v1.ResumeSandboxResponse], error)
+	// ForkSandbox makes copies of a running sandbox, which keeps running. It makes all of
+	// them or none. The caller chooses their ids.
+	ForkSandbox(context.Context, *connect.Request[v1.ForkSandboxRequest]) (*connect.Response[v1.ForkSandboxResponse], error)
+	// GetMetrics returns what a sandbox has used, also while it is paused.
+	GetMetrics(context.Context, *connect.Request[v1.GetMetricsRequest]) (*connect.Response[v1.GetMetricsResponse], error)
+	// CreateSnapshot writes down a running sandbox, which keeps running, for others to be
+	// created from. The caller chooses the id; one that is in use is already_exists.
+	CreateSnapshot(context.Context, *connect.Request[v1.CreateSnapshotRequest]) (*connect.Response[v1.CreateSnapshotResponse], error)
+	ListSnapshots(context.Context, *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error)
+	// DeleteSnapshot removes a snapshot; sandboxes made from it do not need it any more.
+	// An unknown id is not_found.
+	DeleteSnapshot(context.Context, *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error)
+	// SetWarm says of which snapshots sandboxes are kept ready ahead of demand. It replaces
+	// what was said before.
+	SetWarm(context.Context, *connect.Request[v1.SetWarmRequest]) (*connect.Response[v1.SetWarmResponse], error)
 	// WatchSandboxes sends every sandbox of this host, then `synced`, then every
 	// change as it happens until the caller goes away.
 	WatchSandboxes(context.Context, *connect.Request[v1.WatchSandboxesRequest]) (*connect.ServerStreamForClient[v1.WatchSandboxesResponse], error)
@@ -150,6 +192,54 @@ func NewHostServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			httpClient,
 			baseURL+HostServiceDestroySandboxProcedure,
 			connect.WithSchema(hostServiceMethods.ByName("DestroySandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		pauseSandbox: connect.NewClient[v1.PauseSandboxRequest, v1.PauseSandboxResponse](
+			httpClient,
+			baseURL+HostServicePauseSandboxProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("PauseSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		resumeSandbox: connect.NewClient[v1.ResumeSandboxRequest, v1.ResumeSandboxResponse](
+			httpClient,
+			baseURL+HostServiceResumeSandboxProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("ResumeSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		forkSandbox: connect.NewClient[v1.ForkSandboxRequest, v1.ForkSandboxResponse](
+			httpClient,
+			baseURL+HostServiceForkSandboxProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("ForkSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		getMetrics: connect.NewClient[v1.GetMetricsRequest, v1.GetMetricsResponse](
+			httpClient,
+			baseURL+HostServiceGetMetricsProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("GetMetrics")),
+			connect.WithClientOptions(opts...),
+		),
+		createSnapshot: connect.NewClient[v1.CreateSnapshotRequest, v1.CreateSnapshotResponse](
+			httpClient,
+			baseURL+HostServiceCreateSnapshotProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("CreateSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		listSnapshots: connect.NewClient[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse](
+			httpClient,
+			baseURL+HostServiceListSnapshotsProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("ListSnapshots")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteSnapshot: connect.NewClient[v1.DeleteSnapshotRequest, v1.DeleteSnapshotResponse](
+			httpClient,
+			baseURL+HostServiceDeleteSnapshotProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("DeleteSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		setWarm: connect.NewClient[v1.SetWarmRequest, v1.SetWarmResponse](
+			httpClient,
+			baseURL+HostServiceSetWarmProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("SetWarm")),
 			connect.WithClientOptions(opts...),
 		),
 		watchSandboxes: connect.NewClient[v1.WatchSandboxesRequest, v1.WatchSandboxesResponse](
@@ -239,6 +329,14 @@ type hostServiceClient struct {
 	createSandbox  *connect.Client[v1.CreateSandboxRequest, v1.CreateSandboxResponse]
 	getSandbox     *connect.Client[v1.GetSandboxRequest, v1.GetSandboxResponse]
 	destroySandbox *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
+	pauseSandbox   *connect.Client[v1.PauseSandboxRequest, v1.PauseSandboxResponse]
+	resumeSandbox  *connect.Client[v1.ResumeSandboxRequest, v1.ResumeSandboxResponse]
+	forkSandbox    *connect.Client[v1.ForkSandboxRequest, v1.ForkSandboxResponse]
+	getMetrics     *connect.Client[v1.GetMetricsRequest, v1.GetMetricsResponse]
+	createSnapshot *connect.Client[v1.CreateSnapshotRequest, v1.CreateSnapshotResponse]
+	listSnapshots  *connect.Client[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse]
+	deleteSnapshot *connect.Client[v1.DeleteSnapshotRequest, v1.DeleteSnapshotResponse]
+	setWarm        *connect.Client[v1.SetWarmRequest, v1.SetWarmResponse]
 	watchSandboxes *connect.Client[v1.WatchSandboxesRequest, v1.WatchSandboxesResponse]
 	startProcess   *connect.Client[v1.StartProcessRequest, v1.ProcessEvent]
 	connectProcess *connect.Client[v1.ConnectProcessRequest, v1.ProcessEvent]
@@ -272,6 +370,46 @@ func (c *hostServiceClient) GetSandbox(ctx context.Context, req *connect.Request
 // DestroySandbox calls wrenn.host.v1.HostService.DestroySandbox.
 func (c *hostServiceClient) DestroySandbox(ctx context.Context, req *connect.Request[v1.DestroySandboxRequest]) (*connect.Response[v1.DestroySandboxResponse], error) {
 	return c.destroySandbox.CallUnary(ctx, req)
+}
+
+// PauseSandbox calls wrenn.host.v1.HostService.PauseSandbox.
+func (c *hostServiceClient) PauseSandbox(ctx context.Context, req *connect.Request[v1.PauseSandboxRequest]) (*connect.Response[v1.PauseSandboxResponse], error) {
+	return c.pauseSandbox.CallUnary(ctx, req)
+}
+
+// ResumeSandbox calls wrenn.host.v1.HostService.ResumeSandbox.
+func (c *hostServiceClient) ResumeSandbox(ctx context.Context, req *connect.Request[v1.ResumeSandboxRequest]) (*connect.Response[v1.ResumeSandboxResponse], error) {
+	return c.resumeSandbox.CallUnary(ctx, req)
+}
+
+// ForkSandbox calls wrenn.host.v1.HostService.ForkSandbox.
+func (c *hostServiceClient) ForkSandbox(ctx context.Context, req *connect.Request[v1.ForkSandboxRequest]) (*connect.Response[v1.ForkSandboxResponse], error) {
+	return c.forkSandbox.CallUnary(ctx, req)
+}
+
+// GetMetrics calls wrenn.host.v1.HostService.GetMetrics.
+func (c *hostServiceClient) GetMetrics(ctx context.Context, req *connect.Request[v1.GetMetricsRequest]) (*connect.Response[v1.GetMetricsResponse], error) {
+	return c.getMetrics.CallUnary(ctx, req)
+}
+
+// CreateSnapshot calls wrenn.host.v1.HostService.CreateSnapshot.
+func (c *hostServiceClient) CreateSnapshot(ctx context.Context, req *connect.Request[v1.CreateSnapshotRequest]) (*connect.Response[v1.CreateSnapshotResponse], error) {
+	return c.createSnapshot.CallUnary(ctx, req)
+}
+
+// ListSnapshots calls wrenn.host.v1.HostService.ListSnapshots.
+func (c *hostServiceClient) ListSnapshots(ctx context.Context, req *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error) {
+	return c.listSnapshots.CallUnary(ctx, req)
+}
+
+// DeleteSnapshot calls wrenn.host.v1.HostService.DeleteSnapshot.
+func (c *hostServiceClient) DeleteSnapshot(ctx context.Context, req *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error) {
+	return c.deleteSnapshot.CallUnary(ctx, req)
+}
+
+// SetWarm calls wrenn.host.v1.HostService.SetWarm.
+func (c *hostServiceClient) SetWarm(ctx context.Context, req *connect.Request[v1.SetWarmRequest]) (*connect.Response[v1.SetWarmResponse], error) {
+	return c.setWarm.CallUnary(ctx, req)
 }
 
 // WatchSandboxes calls wrenn.host.v1.HostService.WatchSandboxes.
@@ -350,6 +488,27 @@ type HostServiceHandler interface {
 	// DestroySandbox ends a sandbox in any state and gives back all that it held.
 	// An unknown id is not_found.
 	DestroySandbox(context.Context, *connect.Request[v1.DestroySandboxRequest]) (*connect.Response[v1.DestroySandboxResponse], error)
+	// PauseSandbox writes memory and disk of a running sandbox down and gives back what it
+	// held. It answers when the snapshot is safe. When it fails the sandbox runs on.
+	PauseSandbox(context.Context, *connect.Request[v1.PauseSandboxRequest]) (*connect.Response[v1.PauseSandboxResponse], error)
+	// ResumeSandbox brings a paused sandbox back and answers when it is usable. When it
+	// fails the sandbox is still paused.
+	ResumeSandbox(context.Context, *connect.Request[v1.ResumeSandboxRequest]) (*connect.Response[v1.ResumeSandboxResponse], error)
+	// ForkSandbox makes copies of a running sandbox, which keeps running. It makes all of
+	// them or none. The caller chooses their ids.
+	ForkSandbox(context.Context, *connect.Request[v1.ForkSandboxRequest]) (*connect.Response[v1.ForkSandboxResponse], error)
+	// GetMetrics returns what a sandbox has used, also while it is paused.
+	GetMetrics(context.Context, *connect.Request[v1.GetMetricsRequest]) (*connect.Response[v1.GetMetricsResponse], error)
+	// CreateSnapshot writes down a running sandbox, which keeps running, for others to be
+	// created from. The caller chooses the id; one that is in use is already_exists.
+	CreateSnapshot(context.Context, *connect.Request[v1.CreateSnapshotRequest]) (*connect.Response[v1.CreateSnapshotResponse], error)
+	ListSnapshots(context.Context, *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error)
+	// DeleteSnapshot removes a snapshot; sandboxes made from it do not need it any more.
+	// An unknown id is not_found.
+	DeleteSnapshot(context.Context, *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error)
+	// SetWarm says of which snapshots sandboxes are kept ready ahead of demand. It replaces
+	// what was said before.
+	SetWarm(context.Context, *connect.Request[v1.SetWarmRequest]) (*connect.Response[v1.SetWarmResponse], error)
 	// WatchSandboxes sends every sandbox of this host, then `synced`, then every
 	// change as it happens until the caller goes away.
 	WatchSandboxes(context.Context, *connect.Request[v1.WatchSandboxesRequest], *connect.ServerStream[v1.WatchSandboxesResponse]) error
@@ -402,6 +561,54 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 		HostServiceDestroySandboxProcedure,
 		svc.DestroySandbox,
 		connect.WithSchema(hostServiceMethods.ByName("DestroySandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServicePauseSandboxHandler := connect.NewUnaryHandler(
+		HostServicePauseSandboxProcedure,
+		svc.PauseSandbox,
+		connect.WithSchema(hostServiceMethods.ByName("PauseSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServiceResumeSandboxHandler := connect.NewUnaryHandler(
+		HostServiceResumeSandboxProcedure,
+		svc.ResumeSandbox,
+		connect.WithSchema(hostServiceMethods.ByName("ResumeSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServiceForkSandboxHandler := connect.NewUnaryHandler(
+		HostServiceForkSandboxProcedure,
+		svc.ForkSandbox,
+		connect.WithSchema(hostServiceMethods.ByName("ForkSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServiceGetMetricsHandler := connect.NewUnaryHandler(
+		HostServiceGetMetricsProcedure,
+		svc.GetMetrics,
+		connect.WithSchema(hostServiceMethods.ByName("GetMetrics")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServiceCreateSnapshotHandler := connect.NewUnaryHandler(
+		HostServiceCreateSnapshotProcedure,
+		svc.CreateSnapshot,
+		connect.WithSchema(hostServiceMethods.ByName("CreateSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServiceListSnapshotsHandler := connect.NewUnaryHandler(
+		HostServiceListSnapshotsProcedure,
+		svc.ListSnapshots,
+		connect.WithSchema(hostServiceMethods.ByName("ListSnapshots")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServiceDeleteSnapshotHandler := connect.NewUnaryHandler(
+		HostServiceDeleteSnapshotProcedure,
+		svc.DeleteSnapshot,
+		connect.WithSchema(hostServiceMethods.ByName("DeleteSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServiceSetWarmHandler := connect.NewUnaryHandler(
+		HostServiceSetWarmProcedure,
+		svc.SetWarm,
+		connect.WithSchema(hostServiceMethods.ByName("SetWarm")),
 		connect.WithHandlerOptions(opts...),
 	)
 	hostServiceWatchSandboxesHandler := connect.NewServerStreamHandler(
@@ -492,6 +699,22 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 			hostServiceGetSandboxHandler.ServeHTTP(w, r)
 		case HostServiceDestroySandboxProcedure:
 			hostServiceDestroySandboxHandler.ServeHTTP(w, r)
+		case HostServicePauseSandboxProcedure:
+			hostServicePauseSandboxHandler.ServeHTTP(w, r)
+		case HostServiceResumeSandboxProcedure:
+			hostServiceResumeSandboxHandler.ServeHTTP(w, r)
+		case HostServiceForkSandboxProcedure:
+			hostServiceForkSandboxHandler.ServeHTTP(w, r)
+		case HostServiceGetMetricsProcedure:
+			hostServiceGetMetricsHandler.ServeHTTP(w, r)
+		case HostServiceCreateSnapshotProcedure:
+			hostServiceCreateSnapshotHandler.ServeHTTP(w, r)
+		case HostServiceListSnapshotsProcedure:
+			hostServiceListSnapshotsHandler.ServeHTTP(w, r)
+		case HostServiceDeleteSnapshotProcedure:
+			hostServiceDeleteSnapshotHandler.ServeHTTP(w, r)
+		case HostServiceSetWarmProcedure:
+			hostServiceSetWarmHandler.ServeHTTP(w, r)
 		case HostServiceWatchSandboxesProcedure:
 			hostServiceWatchSandboxesHandler.ServeHTTP(w, r)
 		case HostServiceStartProcessProcedure:
@@ -541,6 +764,38 @@ func (UnimplementedHostServiceHandler) GetSandbox(context.Context, *connect.Requ
 
 func (UnimplementedHostServiceHandler) DestroySandbox(context.Context, *connect.Request[v1.DestroySandboxRequest]) (*connect.Response[v1.DestroySandboxResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.DestroySandbox is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) PauseSandbox(context.Context, *connect.Request[v1.PauseSandboxRequest]) (*connect.Response[v1.PauseSandboxResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.PauseSandbox is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) ResumeSandbox(context.Context, *connect.Request[v1.ResumeSandboxRequest]) (*connect.Response[v1.ResumeSandboxResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.ResumeSandbox is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) ForkSandbox(context.Context, *connect.Request[v1.ForkSandboxRequest]) (*connect.Response[v1.ForkSandboxResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.ForkSandbox is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) GetMetrics(context.Context, *connect.Request[v1.GetMetricsRequest]) (*connect.Response[v1.GetMetricsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.GetMetrics is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) CreateSnapshot(context.Context, *connect.Request[v1.CreateSnapshotRequest]) (*connect.Response[v1.CreateSnapshotResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.CreateSnapshot is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) ListSnapshots(context.Context, *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.ListSnapshots is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) DeleteSnapshot(context.Context, *connect.Request[v1.DeleteSnapshotRequest]) (*connect.Response[v1.DeleteSnapshotResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.DeleteSnapshot is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) SetWarm(context.Context, *connect.Request[v1.SetWarmRequest]) (*connect.Response[v1.SetWarmResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.SetWarm is not implemented"))
 }
 
 func (UnimplementedHostServiceHandler) WatchSandboxes(context.Context, *connect.Request[v1.WatchSandboxesRequest], *connect.ServerStream[v1.WatchSandboxesResponse]) error {
