@@ -4,7 +4,10 @@
 // addresses and limits as plain values; it must not know of records, users or guests.
 package runtime
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Driver boots and ends sandboxes. Its methods are safe for concurrent use; for one id
 // the caller calls one of Start and Destroy at a time.
@@ -30,6 +33,38 @@ type Driver interface {
 	List(ctx context.Context) ([]string, error)
 }
 
+// Checkpointer is what a driver that can write a sandbox down does besides. A Checkpoint,
+// a Thaw and the calls of Driver for one id come one at a time.
+type Checkpointer interface {
+	// Checkpoint writes the memory and the disk of a running sandbox to files in dir,
+	// which exists and is empty, and leaves the sandbox frozen in just that state, until
+	// Thaw or Destroy. It does not sync the files. When it fails, for want of room on the
+	// disk (fault.NoSpace) or because ctx ended, the sandbox runs on as if nothing had
+	// been, and what is in dir is of no use.
+	Checkpoint(ctx context.Context, id, dir string) error
+
+	// Thaw lets a sandbox go on that is frozen, also one that a process of ours froze that
+	// has died since. One that is not frozen is no error.
+	Thaw(ctx context.Context, id string) error
+}
+
+// Meter is how a driver tells what a sandbox uses.
+type Meter interface {
+	// Usage returns what a running sandbox uses; fault.NotFound when it does not run. It
+	// is cheap enough to be called twice a second for hundreds of sandboxes.
+	Usage(ctx context.Context, id string) (Usage, error)
+}
+
+// Usage is what a sandbox uses of its host.
+type Usage struct {
+	// CPU is the time that it has had so far, of all processors together.
+	CPU time.Duration
+	// MemoryBytes is what it holds now, without what the host's kernel could take back.
+	MemoryBytes uint64
+	// DiskBytes is what its guest has written and not removed.
+	DiskBytes uint64
+}
+
 // Spec is what a sandbox is made of.
 type Spec struct {
 	// ID is the sandbox's id; it is also used in names of files, so it is [a-z0-9]+. No
@@ -47,6 +82,15 @@ type Spec struct {
 	// Namespace is the path of a network namespace whose eth0 becomes the guest's.
 	Namespace string
 	Limits    Limits
+
+	// Checkpoint, unless empty, is a directory that Checkpointer.Checkpoint has filled: the
+	// sandbox goes on from there in place of booting. ID, Hostname, Namespace, the sources
+	// of Mounts and the limits but for the disk may differ from those of the sandbox that
+	// was written down, Args and Env are ignored, and the rest must be as it was.
+	Checkpoint string
+	// BeforeRestore, unless nil, is called when all is ready for the restore, and before
+	// anything of the checkpoint counts. An error of it fails the Start.
+	BeforeRestore func(context.Context) error
 }
 
 // Mount shows a host directory inside the sandbox, read-only.
