@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"connectrpc.com/connect"
+
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/identity"
 	"github.com/wrenn-sandbox/wrenn/proto/guest/process/processconnect"
@@ -46,17 +48,22 @@ func crossOrigin(next http.Handler) http.Handler {
 // opened by a signature.
 func (s *Server) requireToken(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.Method + " " + r.URL.Path {
-		case "GET /health", "GET /files", "POST /files", "POST /init":
-		default:
-			if !s.identity.Authorized(r.Header.Get(tokenHeader)) {
-				writeError(w, fault.New(fault.Unauthorized,
-					"unauthorized access, please provide a valid access token or method signing if supported"))
-				return
-			}
+		if !hasOwnAccess(r) && !s.identity.Authorized(r.Header.Get(tokenHeader)) {
+			writeError(w, fault.New(fault.Unauthorized,
+				"unauthorized access, please provide a valid access token or method signing if supported"))
+			return
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// hasOwnAccess says whether a request is for a path that decides itself who may ask.
+func hasOwnAccess(r *http.Request) bool {
+	switch r.Method + " " + r.URL.Path {
+	case "GET /health", "GET /files", "POST /files", "POST /init":
+		return true
+	}
+	return false
 }
 
 // What a signed link may be for.
@@ -95,14 +102,15 @@ func (s *Server) fileAccess(r *http.Request, operation string) error {
 }
 
 // fileUser returns whose file a request means: the user that its query names, or else the
-// default. Without the token only the query counts, since it is what was signed: another
-// user's home would be another file.
+// default. Basic authorization names nobody's files, but who has the token must not send
+// nonsense there; to a link it may have been added by anything on the way.
 func (s *Server) fileUser(r *http.Request) (identity.User, error) {
-	name := basicUser(r.Header)
-	if query := r.URL.Query(); query.Has("username") || !s.identity.Authorized(r.Header.Get(tokenHeader)) {
-		name = query.Get("username")
+	if s.identity.Authorized(r.Header.Get(tokenHeader)) {
+		if err := s.checkUser(r.Header); err != nil {
+			return identity.User{}, err
+		}
 	}
-	return s.lookUp(name)
+	return s.lookUp(r.URL.Query().Get("username"))
 }
 
 // lookUp is for the paths that answer for an unknown user in these words.
@@ -114,23 +122,58 @@ func (s *Server) lookUp(name string) (identity.User, error) {
 	return user, err
 }
 
+// requireUser refuses requests whose basic authorization names nobody, also where no user
+// is needed. The paths that requireToken lets pass look at it themselves, or not at all.
+func (s *Server) requireUser(next http.Handler, rpcErrors *connect.ErrorWriter) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if hasOwnAccess(r) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		err := s.checkUser(r.Header)
+		switch {
+		case err == nil:
+			next.ServeHTTP(w, r)
+		case isRPC(r.URL.Path):
+			_ = rpcErrors.Write(w, r, fault.ToConnect(err)) // the client may be gone
+		default:
+			writeError(w, err)
+		}
+	})
+}
+
+// checkUser says whether the user of the basic authorization exists, if there is one.
+func (s *Server) checkUser(header http.Header) error {
+	name, err := basicUser(header)
+	if err != nil || name == "" {
+		return err
+	}
+	_, err = s.identity.User(name)
+	return err
+}
+
 // user returns the account that an RPC is to act as: the one of its basic authorization,
 // whose password means nothing, or the default user.
 func (s *Server) user(header http.Header) (identity.User, error) {
-	return s.identity.User(basicUser(header))
+	name, err := basicUser(header)
+	if err != nil {
+		return identity.User{}, err
+	}
+	return s.identity.User(name)
 }
 
-func basicUser(header http.Header) string {
+// basicUser returns the user of the basic authorization, "" when there is none.
+func basicUser(header http.Header) (string, error) {
 	scheme, encoded, _ := strings.Cut(header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "Basic") {
-		return ""
+		return "", nil
 	}
 	decoded, err := base64.StdEncoding.DecodeString(strings.TrimSpace(encoded))
 	if err != nil {
-		return ""
+		return "", fault.Wrap(err, fault.Unauthorized, "the user cannot be read; basic authorization is the base64 of 'user:password'")
 	}
 	name, _, _ := strings.Cut(string(decoded), ":")
-	return name
+	return name, nil
 }
 
 // timeoutHeader is how a Connect client says how long it will wait, in milliseconds.

@@ -33,11 +33,7 @@ func (s *Server) compose(w http.ResponseWriter, r *http.Request) error {
 	case req.Destination == "":
 		return fault.New(fault.InvalidRequest, "'destination' is missing; it says which file to make")
 	}
-	name := req.Username
-	if name == "" {
-		name = basicUser(r.Header)
-	}
-	user, err := s.lookUp(name)
+	user, err := s.lookUp(req.Username)
 	if err != nil {
 		return err
 	}

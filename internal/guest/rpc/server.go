@@ -20,8 +20,6 @@ import (
 	"github.com/wrenn-sandbox/wrenn/internal/guest/lifecycle"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/ports"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/process"
-	"github.com/wrenn-sandbox/wrenn/proto/guest/filesystem/filesystemconnect"
-	"github.com/wrenn-sandbox/wrenn/proto/guest/process/processconnect"
 )
 
 // Version is the version of the guest protocol that the daemon speaks; SDKs choose by it
@@ -93,22 +91,8 @@ func New(cfg Config) (*Server, http.Handler) {
 		// is short, and the time would be the sandbox's.
 		connect.WithCompressMinBytes(math.MaxInt),
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Cache-Control", "no-store")
-		w.WriteHeader(http.StatusNoContent)
-	})
-	mux.Handle("POST /init", s.answer(s.init))
-	mux.Handle("POST /snapshot/prepare", s.answer(s.prepareSnapshot))
-	mux.Handle("GET /metrics", s.answer(s.metrics))
-	mux.Handle("GET /envs", s.answer(s.envs))
-	mux.Handle("GET /ports", s.answer(s.listPorts))
-	mux.Handle("GET /files", s.answer(s.download))
-	mux.Handle("POST /files", s.answer(s.upload))
-	mux.Handle("POST /files/compose", s.answer(s.compose))
-	mux.Handle(processconnect.NewProcessHandler(processService{server: s}, options...))
-	mux.Handle(filesystemconnect.NewFilesystemHandler(filesystemService{server: s}, options...))
-	handler := s.settle(crossOrigin(s.requireToken(takeLimit(mux))))
+	handler := s.requireUser(takeLimit(explained(s.routes(options))), connect.NewErrorWriter(options...))
+	handler = s.settle(crossOrigin(s.requireToken(handler)))
 	return s, handler
 }
 
