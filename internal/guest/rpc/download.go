@@ -3,11 +3,14 @@ package rpc
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/wrenn-sandbox/wrenn/internal/guest/filesystem"
 )
@@ -54,7 +57,8 @@ func (s *Server) download(w http.ResponseWriter, r *http.Request) error {
 		// One of the kernel's, as in /proc, that says so and has content.
 		sendUnsized(w, r, io.MultiReader(bytes.NewReader(first), file))
 	default:
-		http.ServeContent(largeWrites{w}, r, filepath.Base(path), info.ModTime(), file)
+		refuseNothing(r.Header)
+		http.ServeContent(&contentWriter{ResponseWriter: w, size: info.Size()}, r, filepath.Base(path), info.ModTime(), file)
 	}
 	return nil
 }
@@ -101,13 +105,55 @@ func sendUnsized(w http.ResponseWriter, r *http.Request, src io.Reader) {
 	}
 }
 
-// largeWrites is a ResponseWriter that copies in large pieces. http.ServeContent knows all
-// of ranges and conditions and copies with io.Copy, which asks the destination first.
-type largeWrites struct{ http.ResponseWriter }
+// beyond is a range that no file has.
+const beyond = "9223372036854775807-"
 
-func (w largeWrites) ReadFrom(src io.Reader) (int64, error) {
+// refuseNothing makes the last 0 bytes, which RFC 9110 (14.1.2) says no file can satisfy, a
+// range that http.ServeContent finds so too; it would send an empty part.
+func refuseNothing(header http.Header) {
+	unit, list, found := strings.Cut(header.Get("Range"), "=")
+	if !found {
+		return
+	}
+	ranges := strings.Split(list, ",")
+	for i, one := range ranges {
+		start, length, _ := strings.Cut(one, "-")
+		if n, err := strconv.ParseInt(strings.TrimSpace(length), 10, 64); err == nil && n == 0 && strings.TrimSpace(start) == "" {
+			ranges[i] = beyond
+		}
+	}
+	header.Set("Range", unit+"="+strings.Join(ranges, ","))
+}
+
+// contentWriter is the ResponseWriter of http.ServeContent, which knows all of ranges and
+// conditions. It copies in large pieces, where that would use io.Copy, which asks the
+// destination first; and it answers for a range that cannot be had as for every error.
+type contentWriter struct {
+	http.ResponseWriter
+	size    int64 // of the file, in bytes
+	refused bool
+}
+
+func (w *contentWriter) WriteHeader(status int) {
+	if status != http.StatusRequestedRangeNotSatisfiable {
+		w.ResponseWriter.WriteHeader(status)
+		return
+	}
+	w.refused = true
+	writeStatus(w.ResponseWriter, status, fmt.Sprintf("the file has no such range of bytes; its size is %d", w.size))
+}
+
+func (w *contentWriter) Write(p []byte) (int, error) {
+	if w.refused {
+		return len(p), nil // the answer is written
+	}
+	return w.ResponseWriter.Write(p)
+}
+
+// ReadFrom is how io.Copy hands over to a writer.
+func (w *contentWriter) ReadFrom(src io.Reader) (int64, error) {
 	return filesystem.Copy(w.ResponseWriter, src)
 }
 
 // Unwrap lets http.ResponseController find what it needs.
-func (w largeWrites) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+func (w *contentWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

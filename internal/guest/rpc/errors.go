@@ -29,11 +29,15 @@ func (s *Server) answer(h handler) http.Handler {
 // writeError answers err in the shape that the SDKs read on plain HTTP paths, which is
 // another than the native API's.
 func writeError(w http.ResponseWriter, err error) {
-	status := fault.HTTPStatus(fault.CodeOf(err))
+	writeStatus(w, fault.HTTPStatus(fault.CodeOf(err)), fault.MessageOf(err))
+}
+
+// writeStatus is writeError for a status that stands for no code.
+func writeStatus(w http.ResponseWriter, status int, message string) {
 	body := struct {
 		Code    int    `json:"code"`
 		Message string `json:"message"`
-	}{status, fault.MessageOf(err)}
+	}{status, message}
 	w.Header().Del("Content-Length")
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.WriteHeader(status)
