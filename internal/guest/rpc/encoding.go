@@ -3,6 +3,7 @@ package rpc
 import (
 	"bufio"
 	"compress/gzip"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -153,13 +154,42 @@ func sendZipped(w http.ResponseWriter, r *http.Request, src io.Reader) {
 }
 
 // decoded returns the content of a body that may have come with gzip.
-func decoded(body io.Reader, header http.Header) (io.Reader, error) {
+func decoded(body *impatientReader, header http.Header) (io.Reader, error) {
 	encoding := strings.Join(header.Values("Content-Encoding"), ", ")
 	switch strings.ToLower(strings.TrimSpace(encoding)) {
 	case "", "identity":
 		return body, nil
 	case "gzip":
-		return gzip.NewReader(bufio.NewReaderSize(body, filesystem.CopyBuffer))
+		zip, err := gzip.NewReader(bufio.NewReaderSize(body, filesystem.CopyBuffer))
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF // nothing is no gzip
+		}
+		return &unzipper{zip, body}, unzipError(err, body)
 	}
 	return nil, fault.New(fault.InvalidRequest, "unsupported content encoding '%s'; send the file as it is or with gzip", encoding)
+}
+
+// unzipper reads what is in a body that came with gzip.
+type unzipper struct {
+	zip  *gzip.Reader
+	body *impatientReader
+}
+
+func (u *unzipper) Read(p []byte) (int, error) {
+	n, err := u.zip.Read(p)
+	return n, unzipError(err, u.body)
+}
+
+// unzipError tells gzip that is wrong from a body that broke off. When bytes were changed
+// on the way, gzip often reads them as if more had to come.
+func unzipError(err error, body *impatientReader) error {
+	if errors.Is(err, io.ErrUnexpectedEOF) && body.ended {
+		return corruptGzip(err)
+	}
+	return err
+}
+
+func corruptGzip(err error) error {
+	return fault.Wrap(err, fault.InvalidRequest,
+		"the body is not what gzip makes, as its Content-Encoding says: it is corrupt, or its end is missing; nothing was written")
 }

@@ -152,14 +152,21 @@ func TestZippedUpload(t *testing.T) {
 	}
 	broken := zip(t, content)
 	broken[len(broken)-5]++ // in the checksum
+	changed := zip(t, content)
+	for i := 20; i < 40; i++ { // gzip wants more than there is after this
+		changed[i] = 0xff
+	}
 	for what, c := range map[string]struct {
 		body []byte
 		says string
 	}{
-		"nothing":      {nil, "ended before it was complete"},
+		"nothing":      {nil, "not what gzip makes"},
 		"not gzip":     {[]byte("content, content"), "not what gzip makes"},
-		"half":         {zip(t, content)[:200], "ended before it was complete"},
+		"half":         {zip(t, content)[:200], "it is corrupt, or its end is missing"},
 		"bad checksum": {broken, "not what gzip makes"},
+		"half a head":  {zip(t, content)[:5], "it is corrupt, or its end is missing"},
+		"bad content":  {changed, "not what gzip makes"},
+		"more":         {append(zip(t, content), "and more"...), "not what gzip makes"},
 	} {
 		resp, body := g.do(t, "POST", at(dir+"/f"), bytes.NewReader(c.body), "Content-Type", octets, "Content-Encoding", "gzip")
 		g.want(t, resp, body, 400, c.says)

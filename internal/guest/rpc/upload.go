@@ -69,7 +69,7 @@ func (s *Server) receive(w http.ResponseWriter, r *http.Request) error {
 	control := http.NewResponseController(w)
 	// The connection may serve other requests, at their own pace.
 	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
-	body, err := decoded(impatientReader{r.Body, control}, r.Header)
+	body, err := decoded(&impatientReader{body: r.Body, control: control}, r.Header)
 	if err != nil {
 		return uploadError(err)
 	}
@@ -106,7 +106,7 @@ func uploadError(err error) error {
 	case errors.As(err, &known):
 		return err
 	case errors.Is(err, gzip.ErrHeader), errors.Is(err, gzip.ErrChecksum), errors.As(err, new(flate.CorruptInputError)):
-		return fault.Wrap(err, fault.InvalidRequest, "the body is not what gzip makes, as its Content-Encoding says; nothing was written")
+		return corruptGzip(err)
 	case errors.Is(err, multipart.ErrMessageTooLarge):
 		return fault.Wrap(err, fault.InvalidRequest, "the headers of a part are too large; nothing was written")
 	case errors.As(err, new(textproto.ProtocolError)):
@@ -121,12 +121,15 @@ func uploadError(err error) error {
 type impatientReader struct {
 	body    io.Reader
 	control *http.ResponseController
+	ended   bool // the whole body was read
 }
 
-func (r impatientReader) Read(p []byte) (int, error) {
+func (r *impatientReader) Read(p []byte) (int, error) {
 	// Where deadlines are not supported, the client's patience has to do.
 	_ = r.control.SetReadDeadline(time.Now().Add(uploadIdle))
-	return r.body.Read(p)
+	n, err := r.body.Read(p)
+	r.ended = errors.Is(err, io.EOF)
+	return n, err
 }
 
 // uploading is one upload in progress.
