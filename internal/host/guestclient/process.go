@@ -271,18 +271,29 @@ func (p *processes) SendTerminalInput(ctx context.Context, s Selector, data []by
 
 func (p *processes) sendInput(ctx context.Context, s Selector, in *process.ProcessInput) error {
 	_, err := p.rpc.SendInput(ctx, connect.NewRequest(&process.SendInputRequest{Process: s.proto(), Input: in}))
-	return rpcError(ctx, err)
+	return inputError(ctx, err)
 }
 
 // ResizeTerminal changes the size of a process's terminal, of which the process is told.
 func (p *processes) ResizeTerminal(ctx context.Context, s Selector, size TerminalSize) error {
 	_, err := p.rpc.Update(ctx, connect.NewRequest(&process.UpdateRequest{Process: s.proto(), Pty: size.proto()}))
-	return rpcError(ctx, err)
+	return inputError(ctx, err)
 }
 
 // CloseStdin ends a process's stdin.
 func (p *processes) CloseStdin(ctx context.Context, s Selector) error {
 	_, err := p.rpc.CloseStdin(ctx, connect.NewRequest(&process.CloseStdinRequest{Process: s.proto()}))
+	return inputError(ctx, err)
+}
+
+// inputError is rpcError for what is done to a process's input or terminal. That a process
+// has no such thing, or has it no more, the guest's protocol calls internal or unknown; it
+// is the process's state.
+func inputError(ctx context.Context, err error) error {
+	var ce *connect.Error
+	if ctx.Err() == nil && errors.As(err, &ce) && connect.IsWireError(ce) && (fault.Is(err, fault.Internal) || fault.Is(err, fault.Unknown)) {
+		return fault.Wrap(err, fault.InvalidState, "%s", fault.MessageOf(err))
+	}
 	return rpcError(ctx, err)
 }
 
