@@ -162,10 +162,16 @@ func (t *fakeTerminal) part(conn *websocket.Conn) {
 }
 
 // cut breaks every connection to the terminal.
-func (t *fakeTerminal) cut() {
+func (t *fakeTerminal) cut() { t.sendAway("") }
+
+// sendAway is cut that tells the reason first, if there is one.
+func (t *fakeTerminal) sendAway(reason string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for conn := range t.clients {
+		if reason != "" {
+			tell(conn, map[string]any{"type": "error", "data": reason, "code": fault.HostUnavailable, "fatal": true})
+		}
 		_ = conn.CloseNow()
 	}
 }

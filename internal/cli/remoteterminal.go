@@ -17,11 +17,6 @@ import (
 )
 
 const (
-	// reconnectFor is how long a broken connection is tried again.
-	reconnectFor = 2 * time.Minute
-	// minRetry and maxRetry are the pauses between two attempts.
-	minRetry = 200 * time.Millisecond
-	maxRetry = 5 * time.Second
 	// silence is how long the server may say nothing, which pings every 30 s.
 	silence = 75 * time.Second
 	// typedChunk is how much input goes in one message, in bytes.
@@ -55,6 +50,10 @@ type remoteTerminal struct {
 	killWhenStopped bool
 	ended           bool // it is known that the terminal is no more
 
+	pid       int64     // of what runs in it, 0 until the server has said it
+	connected time.Time // when the server took the latest connection, zero if it has not
+	trouble   outage
+
 	local *localTerminal
 	keys  *keyboard
 	// replay is what was on the screen before, as far as it has come; toReplay is how many
@@ -62,9 +61,6 @@ type remoteTerminal struct {
 	replay   []byte
 	toReplay int64
 }
-
-// errBroken is that the connection broke and the terminal may live.
-var errBroken = errors.New("the connection broke")
 
 // run gives the person's terminal to the remote one until that ends. A nil end without an
 // error means that the person has detached.
@@ -86,53 +82,22 @@ func (r *remoteTerminal) run(ctx context.Context, in, out *os.File, keys bool) (
 		go r.local.guard(func() { r.keys.read(in) })
 	}
 	for {
+		var cut *interruption
 		how, err = r.follow(ctx, conn)
 		switch {
 		case ctx.Err() != nil:
 			r.stopped(ctx)
 			return nil, ctx.Err()
-		case !errors.Is(err, errBroken):
+		case !errors.As(err, &cut):
 			return how, err
 		}
-		if conn, err = r.reconnect(ctx); conn == nil {
+		if conn, err = r.reconnect(ctx, cut.reason); conn == nil {
+			if ctx.Err() != nil {
+				r.stopped(ctx)
+			}
 			return nil, err
 		}
 	}
-}
-
-// reconnect returns a new connection, nil when the person has detached meanwhile or none
-// could be made.
-func (r *remoteTerminal) reconnect(ctx context.Context) (*websocket.Conn, error) {
-	r.local.say("\r\n[wrenn: the connection broke; connecting again, " + detachKeys + " gives up]\r\n")
-	ctx, cancel := context.WithTimeout(ctx, reconnectFor)
-	defer cancel()
-	for pause := minRetry; ; pause = min(2*pause, maxRetry) {
-		conn, err := r.server.dialStream(ctx, r.id, "pty")
-		if err == nil {
-			r.attach = true
-			return conn, nil
-		}
-		if !mayPass(err) {
-			r.ended = fault.Is(err, fault.NotFound) || fault.Is(err, fault.InvalidState)
-			return nil, err
-		}
-		select {
-		case <-r.keys.detached:
-			return nil, nil
-		case <-ctx.Done():
-			return nil, cmp.Or(context.Cause(ctx), err)
-		case <-time.After(pause):
-		}
-	}
-}
-
-// mayPass reports whether an error may be gone a moment later.
-func mayPass(err error) bool {
-	switch fault.CodeOf(err) {
-	case fault.HostUnavailable, fault.RateLimited, fault.AgentError, fault.Internal:
-		return true
-	}
-	return false
 }
 
 // follow uses one connection to its end, or the terminal's.
@@ -165,7 +130,9 @@ func (r *remoteTerminal) follow(ctx context.Context, conn *websocket.Conn) (how 
 		}
 		switch m.Type {
 		case "started":
-			r.begin(m.Tag, m.ReplayBytes)
+			if err := r.begin(m); err != nil {
+				return nil, err
+			}
 			sending.Go(func() { r.local.guard(func() { r.send(ctx, conn) }) })
 		case "output":
 			data, err := base64.StdEncoding.DecodeString(m.Data)
@@ -201,26 +168,36 @@ func (r *remoteTerminal) broken(err error) error {
 	if r.tag == "" {
 		return r.server.unreachable(err)
 	}
-	return errBroken
+	return &interruption{fault.Wrap(err, fault.HostUnavailable, "the connection broke")}
 }
 
 // fatal is what the last message of a server means.
 func (r *remoteTerminal) fatal(err error) error {
-	if mayPass(err) {
-		return r.broken(err)
+	if r.tag != "" && mayPass(err) {
+		return &interruption{err}
 	}
 	r.ended = true
 	return err
 }
 
-// begin is what happens when the server has named the terminal.
-func (r *remoteTerminal) begin(tag string, replayBytes int64) {
-	r.replay, r.toReplay = nil, replayBytes
+// begin is what happens when the server has named the terminal. A tag may be given to a
+// newer terminal once the older one has ended, or even before: what is typed for the one
+// must not reach the other.
+func (r *remoteTerminal) begin(m serverMessage) error {
+	if r.pid != 0 && m.PID != r.pid {
+		r.ended = true
+		return fault.New(fault.Conflict,
+			"the tag %s belongs to another terminal now (pid %d, and yours was %d); to go there: wrenn shell %s --attach %[1]s",
+			printable(m.Tag), m.PID, r.pid, r.id)
+	}
+	r.connected = time.Now()
+	r.replay, r.toReplay = nil, m.ReplayBytes
 	if r.attach {
 		r.local.clear() // the screen is painted again from what was kept of it
 	}
-	r.tag = tag
-	r.local.setTitle("wrenn: " + r.id + " " + tag)
+	r.tag, r.pid = m.Tag, m.PID
+	r.local.setTitle("wrenn: " + r.id + " " + m.Tag)
+	return nil
 }
 
 // questions are what a program asks a terminal: its type and version, its size, where its

@@ -19,8 +19,8 @@ func newShell(a *app) *cobra.Command {
 		Long: `Opens a terminal in a sandbox, with the user's login shell or another program.
 
 ` + detachKeys + ` detaches: the terminal goes on without you, and --attach TAG goes back to it, from this
-machine or another. When the connection breaks, wrenn connects again by itself. It ends with
-the exit code of the program, or with 0 when you detached.`,
+machine or another. When the connection breaks, wrenn connects again by itself, for two
+minutes. It ends with the exit code of the program, or with 0 when you detached.`,
 		Example: `  wrenn shell sb0c9f4kq2m7x1v8t3z5wd
   wrenn shell sb0c9f4kq2m7x1v8t3z5wd --tag work -- htop
   wrenn shell sb0c9f4kq2m7x1v8t3z5wd --attach work`,

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -162,8 +163,9 @@ func TestShellConnectsAgain(t *testing.T) {
 	s.mu.Lock()
 	work := s.terminals["work"]
 	s.mu.Unlock()
-	work.cut()
-	p.sees("connecting again")
+	work.sendAway("the server is stopping")
+	p.sees("[wrenn: the server is stopping]\r\n")
+	p.sees("[wrenn: connecting again, for 0s of 2m0s; " + detachKeys + " gives up]")
 	p.sees("ready> ") // it is painted again
 	p.types("echo $KEPT$KEPT\r")
 	p.sees("44")
@@ -178,6 +180,74 @@ func TestShellConnectsAgain(t *testing.T) {
 		t.Errorf("it said %q", got)
 	}
 	work.do(terminalMessage{Type: "kill"})
+}
+
+func TestShellLeavesANewerTerminalOfItsTagAlone(t *testing.T) {
+	s := served(t)
+	p := sit(t, s, "shell", fakeID(1), "--tag", "work")
+	p.sees("ready> ")
+	s.mu.Lock()
+	work := s.terminals["work"]
+	s.mu.Unlock()
+	newer := sit(t, s, "shell", fakeID(1), "--tag", "work")
+	newer.sees("ready> ")
+	newer.types("echo sec''ret\r")
+	newer.sees("secret")
+	work.cut()
+	if seen := p.sees(popTitle); strings.Contains(seen, "secret") {
+		t.Errorf("it shows what another terminal printed: %q", seen)
+	}
+	p.ends(125)
+	if got := p.stderr.String(); !strings.Contains(got, "the tag work belongs to another terminal now") || strings.Contains(got, "goes on without you") {
+		t.Errorf("it said %q", got)
+	}
+	newer.types("exit\r")
+	newer.sees(popTitle)
+	newer.ends(0)
+	work.do(terminalMessage{Type: "kill"})
+}
+
+func TestDetachWhileThereIsNoConnection(t *testing.T) {
+	s := served(t)
+	p := sit(t, s, "shell", fakeID(1), "--tag", "work")
+	p.sees("ready> ")
+	s.mu.Lock()
+	work := s.terminals["work"]
+	s.mu.Unlock()
+	if err := s.http.Listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	work.cut()
+	p.sees("no Wrenn server answers")
+	p.types("\x10\x11")
+	p.sees(popTitle)
+	p.ends(0)
+	work.do(terminalMessage{Type: "kill"})
+}
+
+// Connections that break at once do not make the time for which they are tried any longer.
+func TestOutageIsBounded(t *testing.T) {
+	began := time.Now()
+	var o outage
+	now, attempts := began, 0
+	for {
+		pause, again := o.next(now)
+		if !again {
+			break
+		}
+		if attempts++; pause > maxRetry || attempts > 1 && pause < minRetry {
+			t.Fatalf("attempt %d after a pause of %v", attempts, pause)
+		}
+		now = now.Add(pause)
+		o.held(steadyAfter - 1)
+	}
+	if took := now.Sub(began); took > reconnectFor || took < reconnectFor-maxRetry {
+		t.Errorf("%d attempts in %v", attempts, took)
+	}
+	o.held(steadyAfter)
+	if pause, again := o.next(now); pause != 0 || !again {
+		t.Errorf("after a connection that held, the first attempt is made %v, after %v", again, pause)
+	}
 }
 
 func TestSignalGivesTheTerminalBack(t *testing.T) {

@@ -49,6 +49,7 @@ type clientMessage struct {
 type serverMessage struct {
 	Type     string     `json:"type"`
 	Tag      string     `json:"tag"`
+	PID      int64      `json:"pid"`
 	Data     string     `json:"data"`
 	Encoding string     `json:"encoding"`
 	Code     fault.Code `json:"code"`
