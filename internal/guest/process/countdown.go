@@ -45,6 +45,12 @@ func (c *countdown) over() bool {
 	return false
 }
 
+// remaining is what is left to be counted down, at a time at which no step is over.
+func (c *countdown) remaining() time.Duration {
+	step := min(c.left, countStep)
+	return c.left - min(step, time.Since(c.begun))
+}
+
 func (c *countdown) stop() {
 	if c.timer != nil {
 		c.timer.Stop()

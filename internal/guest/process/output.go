@@ -16,7 +16,7 @@ type output struct {
 // is kept of the output so far and to all that follows it, of which no byte is missing and
 // none comes twice.
 func (o *output) subscribe(replay bool) *Subscription {
-	sub := newSubscription(stallLimit, o.forget)
+	sub := newSubscription(o.forget)
 	// What is kept and who is told of a piece of output change together, see publish.
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -24,7 +24,7 @@ func (o *output) subscribe(replay bool) *Subscription {
 		sub.begin(o.kept.replay())
 	}
 	if o.over {
-		sub.push(Event{Kind: Ended, End: o.end})
+		sub.push(Event{Kind: Ended, End: o.end}, false)
 		return sub
 	}
 	if o.subscribers == nil {
@@ -50,7 +50,7 @@ func (o *output) publish(kind Kind, b *buffer, n int) {
 	o.mu.Unlock()
 	for _, sub := range subs {
 		b.retain()
-		if !sub.push(ev) {
+		if !sub.push(ev, len(subs) > 1) {
 			o.forget(sub)
 		}
 	}
@@ -75,7 +75,7 @@ func (o *output) finish(end End) {
 	defer o.mu.Unlock()
 	o.over, o.end = true, end
 	for sub := range o.subscribers {
-		sub.push(Event{Kind: Ended, End: end}) // always has room
+		sub.push(Event{Kind: Ended, End: end}, false) // always has room
 	}
 	o.subscribers = nil
 }

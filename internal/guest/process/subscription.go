@@ -19,9 +19,14 @@ const (
 
 // stallLimit is how long a subscriber may take nothing at all while output waits for it.
 // Until then it slows the process, as a terminal does; then it is cut off, so that a
-// client which is stuck cannot hold a process, or its other subscribers, for ever. Time in
-// which the sandbox is paused does not count.
+// client which is stuck cannot hold a process for ever. Time in which the sandbox is paused
+// does not count.
 const stallLimit = 30 * time.Second
+
+// sharedLimit is how long a subscriber may make others wait in all, until it has taken
+// everything that there is for it. One that reads a little now and then would otherwise
+// hold a shared terminal for stallLimit at each piece of output, and somebody sits at it.
+const sharedLimit = 10 * time.Second
 
 // Subscription is one reader's view of a process: its output from the moment of
 // subscribing, then its end. Next is for one goroutine; Close is safe from any. It must be
@@ -31,23 +36,26 @@ type Subscription struct {
 	// room for another.
 	ready, room chan struct{}
 	gone        chan struct{}
-	stall       time.Duration
+	stall       time.Duration       // stallLimit, and
+	shared      time.Duration       // sharedLimit, but for tests
 	leave       func(*Subscription) // takes it off the process's list
 	replayed    int                 // bytes that it began with
 
 	mu      sync.Mutex
 	pending []Event
 	bytes   int
-	over    error // set: nothing is accepted any more, and Next returns it when pending is empty
+	held    time.Duration // for which it has made others wait since it had taken everything
+	over    error         // set: nothing is accepted any more, and Next returns it when pending is empty
 }
 
-func newSubscription(stall time.Duration, leave func(*Subscription)) *Subscription {
+func newSubscription(leave func(*Subscription)) *Subscription {
 	return &Subscription{
-		ready: make(chan struct{}, 1),
-		room:  make(chan struct{}, 1),
-		gone:  make(chan struct{}),
-		stall: stall,
-		leave: leave,
+		ready:  make(chan struct{}, 1),
+		room:   make(chan struct{}, 1),
+		gone:   make(chan struct{}),
+		stall:  stallLimit,
+		shared: sharedLimit,
+		leave:  leave,
 	}
 }
 
@@ -96,7 +104,7 @@ func (s *Subscription) take() (Event, bool, error) {
 	ev := s.pending[0]
 	s.pending[0] = Event{}
 	if s.pending = s.pending[1:]; len(s.pending) == 0 {
-		s.pending = nil
+		s.pending, s.held = nil, 0
 	}
 	s.bytes -= len(ev.Data)
 	give(s.room)
@@ -115,27 +123,54 @@ func (s *Subscription) Close() {
 	s.pending, s.bytes = nil, 0
 }
 
-// push hands an event over, waiting for room. It takes over the caller's reference and
-// says whether the subscriber is still there.
-func (s *Subscription) push(ev Event) bool {
+// push hands an event over, waiting for room; others says that more subscribers wait for
+// it. It takes over the caller's reference and says whether the subscriber is still there.
+func (s *Subscription) push(ev Event, others bool) bool {
+	accepted, over := s.offer(ev)
+	if accepted || over {
+		return accepted
+	}
+	limit := s.stall
+	if others {
+		limit = min(limit, s.patience())
+	}
 	var stalled countdown
+	stalled.start(limit)
 	defer stalled.stop()
-	for {
-		if accepted, over := s.offer(ev); accepted || over {
-			return accepted
-		}
-		stalled.start(s.stall)
+	for !accepted && !over {
 		select {
 		case <-s.room:
 		case <-s.gone:
 		case <-stalled.timer.C:
-			if !stalled.over() {
-				continue
+			if stalled.over() {
+				s.finish(s.tooSlow(others))
 			}
-			s.finish(fault.New(fault.RateLimited,
-				"the output was not read for %v, so the stream was ended; the process goes on", s.stall))
 		}
+		accepted, over = s.offer(ev)
 	}
+	if others {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.held += limit - stalled.remaining()
+	}
+	return accepted
+}
+
+// patience is how long it may still make others wait.
+func (s *Subscription) patience() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(0, s.shared-s.held)
+}
+
+// tooSlow is the error of a subscription that is cut off.
+func (s *Subscription) tooSlow(others bool) error {
+	if others {
+		return fault.New(fault.RateLimited,
+			"others waited %v for this reader of the output, so the stream was ended; the process goes on, connect again", s.shared)
+	}
+	return fault.New(fault.RateLimited,
+		"the output was not read for %v, so the stream was ended; the process goes on", s.stall)
 }
 
 // offer puts ev into the queue if there is room. When the subscription is over it lets go

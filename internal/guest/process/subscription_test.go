@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
 
@@ -89,16 +91,16 @@ func TestStalledReaderIsCutOff(t *testing.T) {
 	spec := shell("read go; head -c 16000000 /dev/zero")
 	spec.Stdin = true
 	p, other := start(t, m, spec)
-	sub := newSubscription(50*time.Millisecond, p.output.forget)
+	other.Close()
+	sub := newSubscription(p.output.forget)
+	sub.stall = 50 * time.Millisecond
 	p.output.mu.Lock()
 	p.output.subscribers[sub] = struct{}{}
 	p.output.mu.Unlock()
 	if err := p.WriteStdin(t.Context(), []byte("go\n")); err != nil {
 		t.Fatal(err)
 	}
-	if r := collect(t, other); r.end.ExitCode != 0 {
-		t.Errorf("end %+v", r.end)
-	}
+	eventually(t, "the process ends", func() bool { return errors.Is(unix.Kill(p.pid, 0), unix.ESRCH) })
 	for {
 		ev, err := sub.Next(t.Context(), patience)
 		if err != nil {
@@ -109,6 +111,76 @@ func TestStalledReaderIsCutOff(t *testing.T) {
 		}
 		if ev.Kind == Ended || ev.Kind == Idle {
 			t.Fatalf("the stalled reader got %+v", ev)
+		}
+	}
+}
+
+// A reader that takes a little, but never all that there is, holds up the others for a
+// bounded time in all, however often it takes something.
+func TestSlowReaderOfASharedTerminalIsCutOff(t *testing.T) {
+	const bound = 300 * time.Millisecond
+	m := newManager(t)
+	p, sub := start(t, m, terminal("stty raw -echo; echo ready; read go; yes | head -c 30000000"))
+	s := &screen{sub: sub}
+	s.waitFor(t, "ready")
+	slow := p.Subscribe()
+	defer slow.Close()
+	slow.shared = bound
+	typeIn(t, p, "go\n")
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		tick := time.NewTicker(bound / 10)
+		defer tick.Stop()
+		for {
+			ev, err := slow.Next(context.Background(), 0)
+			if ev.Release(); err != nil || ev.Kind == Ended {
+				return
+			}
+			<-tick.C
+		}
+	}()
+	if r := collect(t, sub); r.terminal.Len() < 30000000 || r.end.ExitCode != 0 {
+		t.Errorf("%d bytes, %+v", r.terminal.Len(), r.end)
+	}
+	slow.mu.Lock()
+	cut := slow.over
+	slow.mu.Unlock()
+	if !fault.Is(cut, fault.RateLimited) || !strings.Contains(fault.MessageOf(cut), "others waited 300ms") {
+		t.Errorf("the slow reader is told %v", cut)
+	}
+	slow.Close()
+	select {
+	case <-left:
+	case <-time.After(patience):
+		t.Error("a subscription that was closed goes on")
+	}
+}
+
+// Who is slow alone is waited for: nobody else is kept from anything.
+func TestSlowReaderOfItsOwnIsWaitedFor(t *testing.T) {
+	m := newManager(t)
+	spec := shell("read go; head -c 4000000 /dev/zero")
+	spec.Stdin = true
+	p, sub := start(t, m, spec)
+	sub.shared = time.Millisecond
+	if err := p.WriteStdin(t.Context(), []byte("go\n")); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for total := 0; ; <-tick.C {
+		ev, err := sub.Next(t.Context(), 0)
+		if err != nil {
+			t.Fatalf("after %d bytes: %v", total, err)
+		}
+		total += len(ev.Data)
+		ev.Release()
+		if ev.Kind == Ended {
+			if total != 4000000 {
+				t.Errorf("%d bytes", total)
+			}
+			return
 		}
 	}
 }
