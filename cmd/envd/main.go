@@ -119,6 +119,7 @@ func config(logger *slog.Logger, pidsMax int) rpc.Config {
 		// Only a sandbox is told who it is; a machine that runs envd for a test is not.
 		cfg.System = identity.System{
 			RunDir: runDir, HostsPath: "/etc/hosts", ResolvConfPath: "/etc/resolv.conf", SetHostname: true,
+			MachineIDPath: "/etc/machine-id", SSHDir: "/etc/ssh", SSHPidPath: "/run/sshd.pid",
 			SetClock: identity.SetClock,
 		}
 		cfg.Lifecycle.Sync = unix.Sync // all of the disks are the sandbox's

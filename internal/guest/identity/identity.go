@@ -87,6 +87,8 @@ func (i *Identity) Apply(up Update, presented string) error {
 	if up.Workdir != "" {
 		i.workdir = up.Workdir
 	}
+	// Only the id tells a copy from the sandbox that it was made from.
+	another := up.SandboxID != "" && up.SandboxID != i.own["E2B_SANDBOX_ID"]
 	if up.SandboxID != "" {
 		i.own["E2B_SANDBOX_ID"] = up.SandboxID
 	}
@@ -94,8 +96,13 @@ func (i *Identity) Apply(up Update, presented string) error {
 		i.own["E2B_TEMPLATE_ID"] = up.TemplateID
 	}
 	// A sandbox whose files cannot be written, as on a full disk, is still to be reached.
-	for _, err := range i.system.apply(up) {
-		i.logger.Warn("take over the identity", "err", err)
+	report := func(err error) { i.logger.Warn("take over the identity", "err", err) }
+	failed := i.system.apply(up)
+	if another {
+		failed = append(failed, i.system.renew(report)...)
+	}
+	for _, err := range failed {
+		report(err)
 	}
 	return nil
 }

@@ -21,6 +21,11 @@ type System struct {
 	RunDir string
 	// HostsPath and ResolvConfPath are files in the formats of hosts(5) and resolv.conf(5).
 	HostsPath, ResolvConfPath string
+	// MachineIDPath is the file of machine-id(5).
+	MachineIDPath string
+	// SSHDir holds the host keys of the SSH server, if there is one, and SSHPidPath is
+	// where that one says its process id.
+	SSHDir, SSHPidPath string
 	// SetHostname makes the kernel know the name.
 	SetHostname bool
 	// SetClock sets the system's clock, such as the function of that name; nil leaves it.

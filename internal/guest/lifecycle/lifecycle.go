@@ -113,6 +113,13 @@ func (l *Lifecycle) rest(ctx context.Context) error {
 	return l.sync(ctx)
 }
 
+// Tidy is what of Prepare a sandbox can do that goes on as if nothing had been: unused
+// memory is the system's again and files are on their disks.
+func (l *Lifecycle) Tidy(ctx context.Context) error {
+	releaseMemory()
+	return l.sync(ctx)
+}
+
 // sync is bounded, since nothing can interrupt the kernel in it. When time is up it goes
 // on without us, and the next one waits for it.
 func (l *Lifecycle) sync(ctx context.Context) error {

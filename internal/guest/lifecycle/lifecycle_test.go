@@ -74,6 +74,10 @@ func TestRestAndWake(t *testing.T) {
 		}
 		j.want(t, rest...)
 	}
+	if err := l.Tidy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	j.want(t, "sync")
 	ctx, cancel := context.WithCancel(t.Context())
 	for range 2 {
 		if err := l.Wake(ctx); err != nil {

@@ -7,10 +7,18 @@ import (
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
 
+// liveParam asks for a preparation after which the sandbox goes on.
+const liveParam = "live"
+
 // prepareSnapshot brings the daemon to rest. The answer comes when it is, and nothing is
-// to be asked before the snapshot; POST /init, after it, wakes the daemon again.
+// to be asked before the snapshot; POST /init, after it, wakes the daemon again. With
+// ?live=true, for a sandbox that goes on after its snapshot, it stays awake.
 func (s *Server) prepareSnapshot(w http.ResponseWriter, r *http.Request) error {
-	if err := s.lifecycle.Prepare(r.Context()); err != nil {
+	prepare := s.lifecycle.Prepare
+	if r.URL.Query().Get(liveParam) == "true" {
+		prepare = s.lifecycle.Tidy
+	}
+	if err := prepare(r.Context()); err != nil {
 		return err
 	}
 	w.Header().Set("Cache-Control", "no-store")
