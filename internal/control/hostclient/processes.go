@@ -25,6 +25,7 @@ func (p *Processes) Start(ctx context.Context, id string, cmd sandbox.Command) (
 	req := &hostv1.StartProcessRequest{
 		SandboxId: id, Cmd: cmd.Cmd, Args: cmd.Args, Envs: cmd.Env, Cwd: cmd.Cwd, User: cmd.User, Tag: cmd.Tag,
 		TimeoutMs: uint64(cmd.Timeout / time.Millisecond), Stdin: cmd.Stdin,
+		Background: cmd.Background,
 	}
 	if cmd.Terminal != nil {
 		req.Terminal = terminalSize(*cmd.Terminal)
@@ -102,7 +103,9 @@ func (p *Processes) List(ctx context.Context, id string) ([]sandbox.Process, err
 	}
 	found := make([]sandbox.Process, 0, len(resp.Msg.GetProcesses()))
 	for _, p := range resp.Msg.GetProcesses() {
-		found = append(found, sandbox.Process{PID: p.GetPid(), Tag: p.GetTag(), Cmd: p.GetCmd(), Args: p.GetArgs()})
+		found = append(found, sandbox.Process{
+			PID: p.GetPid(), Tag: p.GetTag(), Cmd: p.GetCmd(), Args: p.GetArgs(), Background: p.GetBackground(),
+		})
 	}
 	return found, nil
 }

@@ -107,6 +107,9 @@ type Command struct {
 	// Terminal, unless nil, is the size of the terminal that it gets in place of the
 	// three streams.
 	Terminal *TerminalSize
+	// Background is whether nobody waits for its end, so that its running alone does not
+	// keep the sandbox awake.
+	Background bool
 }
 
 // TerminalSize is the size of a terminal in characters.
@@ -124,6 +127,8 @@ type Process struct {
 	Tag  string
 	Cmd  string
 	Args []string
+	// Background is as in Command, and true for terminals.
+	Background bool
 }
 
 // Selector names a process by its pid or, when that is 0, by its tag.

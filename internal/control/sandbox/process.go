@@ -116,7 +116,7 @@ func collect(s Session) (Result, error) {
 
 // Background starts a command and leaves it to itself.
 func (p *Processes) Background(ctx context.Context, id string, cmd Command) (Started, error) {
-	cmd.Stdin = false
+	cmd.Stdin, cmd.Background = false, true
 	s, err := p.Open(ctx, id, cmd)
 	if err != nil {
 		return Started{}, err

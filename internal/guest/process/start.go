@@ -39,6 +39,9 @@ type Spec struct {
 	Terminal *Size
 	// Tag is a name to find the process by, if any.
 	Tag *string
+	// Background is whether nobody waits for the process's end. It is kept for List and
+	// changes nothing here.
+	Background bool
 	// Limit is how long the process may run, from its start, not counting the time in which
 	// the sandbox is paused; 0 means for ever.
 	Limit time.Duration

@@ -108,6 +108,8 @@ func (s processService) spec(ctx context.Context, msg *processpb.StartRequest, u
 		Tag:       msg.Tag,
 		Limit:     limitOf(ctx),
 		Requested: process.Requested{Envs: config.GetEnvs(), Dir: config.Cwd},
+		// A terminal that is merely open makes no sandbox active.
+		Background: msg.GetBackground() || size != nil,
 	}
 	if size != nil {
 		asTerminal(&spec, user)
@@ -137,7 +139,7 @@ func (s processService) List(context.Context, *connect.Request[processpb.ListReq
 		spec := p.Spec()
 		out.Processes = append(out.Processes, &processpb.ProcessInfo{
 			Pid: uint32(p.PID()),
-			Tag: spec.Tag,
+			Tag: spec.Tag, Background: spec.Background,
 			Config: &processpb.ProcessConfig{
 				Cmd: spec.Cmd, Args: spec.Args, Envs: spec.Requested.Envs, Cwd: spec.Requested.Dir,
 			},

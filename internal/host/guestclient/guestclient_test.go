@@ -88,6 +88,32 @@ func TestWhatCannotRunIsTheCallersMistake(t *testing.T) {
 	}
 }
 
+func TestTheGuestTellsWhoIsWaitedFor(t *testing.T) {
+	c := startEnvd(t)
+	for name, tc := range map[string]struct {
+		cmd        Command
+		background bool
+	}{
+		"foreground": {Command{Cmd: "sleep", Args: []string{"100"}}, false},
+		"background": {Command{Cmd: "sleep", Args: []string{"100"}, Background: true}, true},
+		"terminal":   {Command{Cmd: "sleep", Args: []string{"100"}, Terminal: &TerminalSize{Cols: 80, Rows: 24}}, true},
+	} {
+		err := c.Start(t.Context(), tc.cmd, func(e Event) error {
+			started, ok := e.(Started)
+			if !ok {
+				return nil
+			}
+			if list, err := c.Processes(t.Context()); err != nil || len(list) != 1 || list[0].Background != tc.background {
+				t.Errorf("%s: listed as %+v, %v", name, list, err)
+			}
+			return c.Signal(t.Context(), Selector{PID: started.PID}, true)
+		})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestInputReachesTheProcess(t *testing.T) {
 	c := startEnvd(t)
 	var out strings.Builder

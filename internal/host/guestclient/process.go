@@ -40,6 +40,8 @@ type Command struct {
 	// Terminal, unless it is nil, is the size of the terminal that it gets in place of
 	// the three streams.
 	Terminal *TerminalSize
+	// Background is whether nobody waits for its end, which Processes tells again.
+	Background bool
 }
 
 // TerminalSize is the size of a terminal in characters.
@@ -104,7 +106,10 @@ const replayBytesHeader = "Wrenn-Replay-Bytes"
 // Start runs a command and gives its events to sink, in order, until the process has
 // ended; it returns nil after Ended. When sink or ctx fails, the process goes on.
 func (p *processes) Start(ctx context.Context, cmd Command, sink func(Event) error) error {
-	msg := &process.StartRequest{Process: &process.ProcessConfig{Cmd: cmd.Cmd, Args: cmd.Args, Envs: cmd.Env}}
+	msg := &process.StartRequest{
+		Process:    &process.ProcessConfig{Cmd: cmd.Cmd, Args: cmd.Args, Envs: cmd.Env},
+		Background: cmd.Background,
+	}
 	if cmd.Cwd != "" {
 		msg.Process.Cwd = &cmd.Cwd
 	}
@@ -229,6 +234,8 @@ type Process struct {
 	Tag  string
 	Cmd  string
 	Args []string
+	// Background is as in Command; a terminal is always so.
+	Background bool
 }
 
 // Processes lists the running processes.
@@ -241,6 +248,7 @@ func (p *processes) Processes(ctx context.Context) ([]Process, error) {
 	for _, found := range resp.Msg.GetProcesses() {
 		list = append(list, Process{
 			PID: found.GetPid(), Tag: found.GetTag(), Cmd: found.GetConfig().GetCmd(), Args: found.GetConfig().GetArgs(),
+			Background: found.GetBackground(),
 		})
 	}
 	return list, nil

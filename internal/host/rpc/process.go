@@ -19,7 +19,7 @@ func (s *server) StartProcess(ctx context.Context, req *connect.Request[hostv1.S
 	}
 	cmd := guestclient.Command{
 		Cmd: m.GetCmd(), Args: m.GetArgs(), Env: m.GetEnvs(), Cwd: m.GetCwd(), User: m.GetUser(), Tag: m.GetTag(),
-		Timeout: time.Duration(m.GetTimeoutMs()) * time.Millisecond, Stdin: m.GetStdin(),
+		Timeout: time.Duration(m.GetTimeoutMs()) * time.Millisecond, Stdin: m.GetStdin(), Background: m.GetBackground(),
 	}
 	if m.GetTerminal() != nil {
 		size := fromTerminalSize(m.GetTerminal())
@@ -69,7 +69,9 @@ func (s *server) ListProcesses(ctx context.Context, req *connect.Request[hostv1.
 	}
 	resp := &hostv1.ListProcessesResponse{}
 	for _, p := range processes {
-		resp.Processes = append(resp.Processes, &hostv1.Process{Pid: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args})
+		resp.Processes = append(resp.Processes, &hostv1.Process{
+			Pid: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args, Background: p.Background,
+		})
 	}
 	return connect.NewResponse(resp), nil
 }
