@@ -13,6 +13,9 @@ const (
 	// than the pauses of a program that works with it, which would only have to take the
 	// memory again.
 	settleAfter = 3 * time.Second
+	// settleAgain is how long after that it is done once more: what is kept of processes
+	// that ended is forgotten by then.
+	settleAgain = 45 * time.Second
 	// settleAbove is how much memory the daemon may hold without being settled, in bytes.
 	settleAbove = 10 << 20
 )
@@ -29,21 +32,25 @@ const (
 // While nothing is asked of the daemon a Settler does nothing, not even look at a clock. It
 // is safe for concurrent use.
 type Settler struct {
-	wait  time.Duration
-	above uint64 // bytes
+	wait, again time.Duration
+	above       uint64 // bytes
 
-	mu     sync.Mutex
-	timer  *time.Timer // nil until the first Touch
-	closed bool
+	mu      sync.Mutex
+	timer   *time.Timer // nil until the first Touch
+	settled bool        // once since the last Touch
+	closed  bool
 }
 
 // NewSettler returns a Settler that waits for the first Touch.
-func NewSettler() *Settler { return &Settler{wait: settleAfter, above: settleAbove} }
+func NewSettler() *Settler {
+	return &Settler{wait: settleAfter, again: settleAgain, above: settleAbove}
+}
 
 // Touch says that something was asked of the daemon.
 func (s *Settler) Touch() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.settled = false
 	switch {
 	case s.closed:
 	case s.timer == nil:
@@ -66,6 +73,12 @@ func (s *Settler) Close() {
 func (s *Settler) settle() {
 	if held() > s.above {
 		releaseMemory()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.settled && !s.closed {
+		s.settled = true
+		s.timer.Reset(s.again)
 	}
 }
 

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"math"
 	"runtime"
 	"sync"
 	"testing"
@@ -26,21 +27,61 @@ func TestSettlerGivesMemoryBack(t *testing.T) {
 	if before < burst {
 		t.Fatalf("the runtime holds %d bytes, less than were taken", before)
 	}
-	s := &Settler{wait: 10 * time.Millisecond, above: burst / 2}
+	s := &Settler{wait: 10 * time.Millisecond, again: 10 * time.Millisecond, above: burst / 2}
+	defer s.Close()
+	s.Touch()
+	awaitHeld(t, before-burst/2)
+	runtime.KeepAlive(&pool)
+}
+
+// What is let go after the first quiet moment is given back, too.
+func TestSettlerGivesBackWhatIsLetGoLater(t *testing.T) {
+	var pool sync.Pool
+	takeMemory(&pool)
+	before := held()
+	s := &Settler{wait: time.Millisecond, again: time.Hour, above: math.MaxUint64}
 	defer s.Close()
 	s.Touch()
 	deadline := time.NewTimer(10 * time.Second)
 	defer deadline.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for held() > before-burst/2 {
+	for settled := false; !settled; {
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			t.Fatalf("%d bytes are held, %d were before", held(), before)
+			t.Fatal("the quiet moment does not come")
 		}
+		s.mu.Lock()
+		settled = s.settled
+		s.mu.Unlock()
+	}
+	if !s.timer.Stop() {
+		t.Fatal("there is no second time")
+	}
+	s.above = burst / 2
+	s.settle()
+	awaitHeld(t, before-burst/2)
+	if s.timer.Stop() {
+		t.Error("there is a third time")
 	}
 	runtime.KeepAlive(&pool)
+}
+
+// awaitHeld waits until the runtime holds no more than that, in bytes.
+func awaitHeld(t *testing.T, most uint64) {
+	t.Helper()
+	deadline := time.NewTimer(10 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for held() > most {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("%d bytes are held, not %d", held(), most)
+		}
+	}
 }
 
 func TestSettlerWaitsForQuiet(t *testing.T) {

@@ -12,7 +12,7 @@ const (
 	maxEnded = 10_000
 	// maxEndedKept bounds how much output of all ended processes together is kept, in
 	// bytes. Beyond it those that ended first lose theirs, and not their end.
-	maxEndedKept = 8 << 20
+	maxEndedKept = 2 << 20
 )
 
 // ended is a process that has ended and is still known.
