@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 )
 
 // connections makes the connections to one guest and can cut all of them. A guest that
@@ -15,12 +16,22 @@ type connections struct {
 	address net.Addr
 
 	mu     sync.Mutex
-	closed bool
+	closed error // why; nil while open
 	open   map[*connection]struct{}
 }
 
+// errClosed is the cause of what fails because of a close, with the reason that it gave.
+type errClosed struct{ reason error }
+
+func (e *errClosed) Error() string { return "closed: " + e.reason.Error() }
+
+// keepAlive finds out in seconds that a guest has come back from a pause with connections
+// of which some data was in flight: it is acknowledged again only when somebody asks.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 60}
+
 func newConnections(address net.Addr) *connections {
-	return &connections{dialer: net.Dialer{Timeout: dialTimeout}, address: address, open: map[*connection]struct{}{}}
+	dialer := net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive}
+	return &connections{dialer: dialer, address: address, open: map[*connection]struct{}{}}
 }
 
 // transport returns a transport with a pool of its own over these connections. buffer is
@@ -47,19 +58,21 @@ func (c *connections) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	conn := &connection{Conn: raw, owner: c}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	if c.closed != nil {
 		_ = raw.Close()
-		return nil, net.ErrClosed
+		return nil, c.closed
 	}
 	c.open[conn] = struct{}{}
 	return conn, nil
 }
 
-// close cuts every connection and refuses new ones.
-func (c *connections) close() {
+// close cuts every connection and refuses new ones, for a reason. The first one stays.
+func (c *connections) close(reason error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.closed = true
+	if c.closed == nil {
+		c.closed = &errClosed{reason}
+	}
 	for conn := range c.open {
 		// Data that the guest will never take must not keep the socket alive.
 		if tcp, ok := conn.Conn.(*net.TCPConn); ok {
@@ -73,6 +86,29 @@ func (c *connections) close() {
 type connection struct {
 	net.Conn
 	owner *connections
+}
+
+func (c *connection) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	return n, c.owner.explain(err)
+}
+
+func (c *connection) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	return n, c.owner.explain(err)
+}
+
+// explain gives what failed after a close the close's reason.
+func (c *connections) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed != nil {
+		return c.closed
+	}
+	return err
 }
 
 func (c *connection) Close() error {

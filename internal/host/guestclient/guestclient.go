@@ -8,7 +8,6 @@
 package guestclient
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -99,80 +98,21 @@ func newHTTPClient(transport http.RoundTripper) *http.Client {
 
 // Close ends every connection to the guest, in use or not: what waits for it fails at
 // once. It is to be called when the guest is gone.
-func (c *Client) Close() {
-	c.conns.close()
+func (c *Client) Close() { c.CloseFor(errGone) }
+
+var errGone = fault.New(fault.AgentError, "the sandbox has ended")
+
+// CloseFor is Close for a reason: what fails because of it fails with that error.
+func (c *Client) CloseFor(reason error) {
+	c.conns.close(reason)
+	c.DropIdle()
+}
+
+// DropIdle closes the connections that no request uses, so that none is used later that
+// the guest does not know any more.
+func (c *Client) DropIdle() {
 	c.rpc.CloseIdleConnections()
 	c.files.CloseIdleConnections()
-}
-
-// Init is what envd is told about the sandbox it runs in.
-type Init struct {
-	AccessToken string            `json:"accessToken"`
-	SandboxID   string            `json:"sandboxID"`
-	TemplateID  string            `json:"templateID"`
-	Hostname    string            `json:"hostname"`
-	Nameservers []string          `json:"nameservers"`
-	EnvVars     map[string]string `json:"envVars"`
-	DefaultUser string            `json:"defaultUser,omitempty"`
-	Timestamp   time.Time         `json:"timestamp"`
-}
-
-// Init tells envd its identity. It may be called again at any time.
-func (c *Client) Init(ctx context.Context, in Init) error {
-	body, err := json.Marshal(in)
-	if err != nil {
-		return err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+"/init", bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := c.do(c.rpc, req)
-	if err != nil {
-		return err
-	}
-	return resp.Body.Close()
-}
-
-const (
-	// readyPoll is how often WaitReady asks. A refused connection costs the guest
-	// nothing, and every millisecond here is one of a create.
-	readyPoll = 2 * time.Millisecond
-	// readyAttemptTimeout bounds one attempt: a connection made before the guest's
-	// network is up would otherwise wait for TCP's retransmission.
-	readyAttemptTimeout = 250 * time.Millisecond
-)
-
-// WaitReady blocks until envd answers, or ctx ends.
-func (c *Client) WaitReady(ctx context.Context) error {
-	tick := time.NewTicker(readyPoll)
-	defer tick.Stop()
-	for {
-		err := c.health(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for envd: %w (last: %w)", ctx.Err(), err)
-		case <-tick.C:
-		}
-	}
-}
-
-func (c *Client) health(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyAttemptTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/health", http.NoBody)
-	if err != nil {
-		return err
-	}
-	resp, err := c.do(c.rpc, req)
-	if err != nil {
-		return err
-	}
-	return resp.Body.Close()
 }
 
 // ReadFile opens a file of the guest. The caller closes Body. Size is its length in
@@ -266,12 +206,18 @@ func guestError(resp *http.Response) error {
 	return fault.New(code, "%s", body.Message)
 }
 
+// errNoAnswer is in the chain of errors of a guest that was not reached.
+var errNoAnswer = errors.New("no answer")
+
 // unreachable is the error for a request that got no answer.
 func unreachable(ctx context.Context, err error) error {
+	if closed := new(errClosed); errors.As(err, &closed) {
+		return closed.reason
+	}
 	if ctx.Err() != nil {
 		return fmt.Errorf("ask the sandbox: %w", ctx.Err())
 	}
-	return fault.Wrap(err, fault.AgentError, "the sandbox does not answer; it may have ended or run out of memory")
+	return fault.Wrap(errors.Join(errNoAnswer, err), fault.AgentError, "the sandbox does not answer; it may have ended or run out of memory")
 }
 
 // asUser adds the user that an RPC runs as; empty means the sandbox's default.
@@ -287,6 +233,8 @@ func rpcError(ctx context.Context, err error) error {
 	switch {
 	case err == nil || errors.Is(err, io.EOF):
 		return err
+	case errors.As(err, new(*errClosed)):
+		return unreachable(ctx, err)
 	case ctx.Err() != nil:
 		return fmt.Errorf("ask the sandbox: %w", ctx.Err())
 	}
