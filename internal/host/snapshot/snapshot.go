@@ -237,8 +237,7 @@ func (s *Store) putAside(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// A directory takes the place of an empty one.
-	if err := os.Rename(path, trash); err != nil {
+	if err := os.Rename(path, filepath.Join(trash, filepath.Base(path))); err != nil {
 		return "", errors.Join(err, os.Remove(trash))
 	}
 	return trash, nil
