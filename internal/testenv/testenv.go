@@ -5,8 +5,11 @@ package testenv
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -28,6 +31,25 @@ func Images(t testing.TB) string {
 	path := dir("WRENN_TEST_IMAGES", filepath.Join(".cache", "images"))
 	if _, err := os.Stat(path); err != nil {
 		t.Fatalf("%v; `make image` makes it", err)
+	}
+	return path
+}
+
+// without names, separated by commas, programs that a place where tests run is known to lack.
+// test/guest sets it in the sandbox.
+const without = "WRENN_TEST_WITHOUT"
+
+// Program returns the path of a program of the system that `make setup` installs. A test
+// that needs one which this place is known to lack is skipped.
+func Program(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	switch {
+	case err == nil:
+	case slices.Contains(strings.Split(os.Getenv(without), ","), name):
+		t.Skipf("%v, as %s says", err, without)
+	default:
+		t.Fatalf("%v; `make setup` brings it", err)
 	}
 	return path
 }

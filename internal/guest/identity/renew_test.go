@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/testenv"
 )
 
 func TestAnotherIdMakesAnotherMachine(t *testing.T) {
@@ -45,10 +47,7 @@ func TestAnotherIdMakesAnotherMachine(t *testing.T) {
 
 // A copy's host keys are others, of the same kinds, and a server can read them.
 func TestHostKeysAreRenewed(t *testing.T) {
-	keygen, err := exec.LookPath("ssh-keygen")
-	if err != nil {
-		t.Fatalf("%v; `make setup` brings it", err)
-	}
+	keygen := testenv.Program(t, "ssh-keygen")
 	dir := t.TempDir()
 	old := map[string]string{}
 	kinds := []string{"ed25519", "ecdsa", "rsa", "dsa"}
