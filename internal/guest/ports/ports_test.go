@@ -108,10 +108,7 @@ func TestWhatIsNotForwarded(t *testing.T) {
 		conn.Close()
 		t.Error("the daemon's own port is forwarded")
 	}
-	list, err := s.List(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	list := listed(t, s)
 	name, err := os.ReadFile("/proc/self/comm")
 	if err != nil {
 		t.Fatal(err)
@@ -152,8 +149,8 @@ func TestWithoutInterfaceNothingIsForwarded(t *testing.T) {
 		conn.Close()
 		t.Error("a port is forwarded")
 	}
-	if list, err := s.List(t.Context()); err != nil || len(list) != 1 || list[0].Forwarded {
-		t.Errorf("%+v, %v", list, err)
+	if list := listed(t, s); len(list) != 1 || list[0].Forwarded {
+		t.Errorf("%+v", list)
 	}
 }
 
@@ -228,9 +225,8 @@ func TestEndOfServerIsSeenAtOnce(t *testing.T) {
 	start(t, s)
 	target := netip.MustParseAddrPort(address)
 	reach(t, outside(target.Port()))
-	list, err := s.List(t.Context())
-	if err != nil || len(list) != 1 || list[0].PID != cmd.Process.Pid || !list[0].Forwarded {
-		t.Errorf("%+v, %v; want process %d", list, err, cmd.Process.Pid)
+	if list := listed(t, s); len(list) != 1 || list[0].PID != cmd.Process.Pid || !list[0].Forwarded {
+		t.Errorf("%+v; want process %d", list, cmd.Process.Pid)
 	}
 	began := time.Now()
 	if err := cmd.Process.Kill(); err != nil {
@@ -266,8 +262,8 @@ func TestStopCutsConnections(t *testing.T) {
 		conn.Close()
 		t.Error("the port is still open outside")
 	}
-	if list, err := s.List(t.Context()); err != nil || len(list) != 1 || list[0].Forwarded {
-		t.Errorf("while stopped: %+v, %v", list, err)
+	if list := listed(t, s); len(list) != 1 || list[0].Forwarded {
+		t.Errorf("while stopped: %+v", list)
 	}
 	s.Stop()
 	if err := s.Restart(t.Context()); err != nil {
