@@ -57,8 +57,8 @@ func BenchmarkStore(b *testing.B) {
 			ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 / float64(n) }
 			b.ReportMetric(ms(write), "ms-write")
 			b.ReportMetric(ms(verify), "ms-verify")
-			for i := range phases {
-				b.ReportMetric(ms(phases[i]), fmt.Sprintf("ms-%d-%s", i, map[int]string{0:"inspect",1:"seal",2:"describe",3:"dirs",4:"publish",5:"store"}[i]))
+			for i, name := range []string{"inspect", "seal", "describe", "dirs", "publish", "store"} {
+				b.ReportMetric(ms(phases[i]), "ms-"+name)
 			}
 		})
 	}
