@@ -51,6 +51,7 @@ func sendEvents(ctx context.Context, p *process.Process, sub *process.Subscripti
 		case process.Idle:
 			msg.Event = &processpb.ProcessEvent_Keepalive{Keepalive: &processpb.ProcessEvent_KeepAlive{}}
 		case process.Ended:
+			lastMessages(ctx)
 			if ev.End.TimedOut {
 				return fault.New(fault.DeadlineExceeded,
 					"the command did not finish within %d ms and was killed", p.Spec().Limit.Milliseconds())

@@ -31,7 +31,7 @@ func (s *Server) routes(options []connect.HandlerOption) *http.ServeMux {
 	mux.Handle("POST /files/compose", s.answer(s.compose))
 
 	prefix, handler := processconnect.NewProcessHandler(processService{server: s}, options...)
-	handleMethods(mux, processpb.File_guest_process_process_proto, prefix, handler)
+	handleMethods(mux, processpb.File_guest_process_process_proto, prefix, joinLast(handler))
 	prefix, handler = filesystemconnect.NewFilesystemHandler(filesystemService{server: s}, options...)
 	handleMethods(mux, filesystempb.File_guest_filesystem_filesystem_proto, prefix, handler)
 	return mux
