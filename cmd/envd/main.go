@@ -35,9 +35,9 @@ const (
 	// maxHeader bounds a request's headers, in bytes.
 	maxHeader = 64 << 10
 
-	// The collector runs early, since the daemon's memory is the user's; memoryLimit, in
-	// bytes, makes it run earlier still when a burst has taken much.
-	gcPercent   = 50
+	// memoryLimit, in bytes, makes the collector run early when a burst has taken much, since
+	// the daemon's memory is the user's. Without a burst it runs as it does by itself: more
+	// often it would be felt in every hundredth keystroke.
 	memoryLimit = 96 << 20
 
 	// What the processes of a sandbox get when the daemon itself was given nothing.
@@ -71,7 +71,6 @@ func run() error {
 	if flag.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q; see --help", flag.Arg(0))
 	}
-	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
 	syscall.Umask(umask)
 	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
