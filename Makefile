@@ -55,7 +55,7 @@ build: bin/wrenn bin/envd bin/runsc ## Build bin/wrenn, bin/envd and bin/runsc
 bin/wrenn bin/envd:
 	@$(GO_BUILD) -ldflags '$(LDFLAGS) -X main.version=$(VERSION)' -o $@ ./cmd/$(@F)
 
-bin/runsc: third_party/runsc/main.go third_party/runsc/go.mod third_party/runsc/go.sum
+bin/runsc: $(wildcard third_party/runsc/*.go) third_party/runsc/go.mod third_party/runsc/go.sum
 	@echo 'building bin/runsc (about a minute the first time)'
 	@cd third_party/runsc && $(GO_BUILD) -ldflags '$(LDFLAGS)' -o ../../$@ .
 	@touch $@

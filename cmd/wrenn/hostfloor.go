@@ -86,7 +86,8 @@ func startHost(ctx context.Context, dataDir, imageDir string, log *slog.Logger, 
 		return h, err
 	}
 	h.runtime, err = gvisor.New(gvisor.Config{
-		Binary: runsc, RunDir: h.runDir, OverlayDir: filepath.Join(dataDir, "overlays"), CgroupParent: "wrenn-" + instance, Log: log,
+		Binary: runsc, ProgramsDir: filepath.Join(dataDir, "runtimes"), RunDir: h.runDir,
+		OverlayDir: filepath.Join(dataDir, "overlays"), CgroupParent: "wrenn-" + instance, Log: log,
 	})
 	if err != nil {
 		return h, fmt.Errorf("set up the runtime: %w", err)

@@ -58,7 +58,7 @@ func newSandbox(t *testing.T) *sandbox {
 	s := &sandbox{runDir: runDir, images: t.TempDir()}
 	overlay := t.TempDir()
 	s.driver, err = gvisor.New(gvisor.Config{
-		Binary: testenv.Bin(t, "runsc"), RunDir: runDir, OverlayDir: overlay,
+		Binary: testenv.Bin(t, "runsc"), ProgramsDir: t.TempDir(), RunDir: runDir, OverlayDir: overlay,
 		CgroupParent: filepath.Base(runDir), Log: slog.Default(),
 	})
 	if err != nil {
@@ -71,7 +71,7 @@ func newSandbox(t *testing.T) *sandbox {
 	})
 	// The same as the driver's own; a restore checks that.
 	s.flags = []string{
-		"--root=" + filepath.Join(runDir, "gvisor"), "--network=sandbox", "--overlay2=root:dir=" + overlay,
+		"--root=" + filepath.Join(runDir, "gvisor"), "--network=sandbox", "--overlay2=root:dir=" + filepath.Join(runDir, "overlays"),
 		"--allow-suid", "--in-sandbox-cgroup=v2", "--sidecar-usage-policy=DEFAULT",
 		// But for this one: without it a restored sandbox gives up its connections at the
 		// next checkpoint, since runsc forgets in the restore that they may be kept.

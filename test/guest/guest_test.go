@@ -96,7 +96,7 @@ func boot(t *testing.T, dir string) processconnect.ProcessClient {
 		}
 	})
 	driver, err := gvisor.New(gvisor.Config{
-		Binary: testenv.Bin(t, "runsc"), RunDir: runDir, OverlayDir: t.TempDir(),
+		Binary: testenv.Bin(t, "runsc"), ProgramsDir: t.TempDir(), RunDir: runDir, OverlayDir: t.TempDir(),
 		CgroupParent: filepath.Base(runDir), Log: slog.Default(),
 	})
 	if err != nil {

@@ -40,7 +40,9 @@ type Checkpointer interface {
 	// which exists and is empty, and leaves the sandbox frozen in just that state, until
 	// Thaw or Destroy. It does not sync the files. When it fails, for want of room on the
 	// disk (fault.NoSpace) or because ctx ended, the sandbox runs on as if nothing had
-	// been, and what is in dir is of no use.
+	// been, and what is in dir is of no use. What is being written when ctx ends is written
+	// first. The guest's network is not frozen: data that comes in is still acknowledged,
+	// unless the caller keeps it away.
 	Checkpoint(ctx context.Context, id, dir string) error
 
 	// Thaw lets a sandbox go on that is frozen, also one that a process of ours froze that
@@ -88,8 +90,9 @@ type Spec struct {
 	// of Mounts and the limits but for the disk may differ from those of the sandbox that
 	// was written down, Args and Env are ignored, and the rest must be as it was.
 	Checkpoint string
-	// BeforeRestore, unless nil, is called when all is ready for the restore, and before
-	// anything of the checkpoint counts. An error of it fails the Start.
+	// BeforeRestore, unless nil, is called while the sandbox is being prepared; nothing of
+	// the checkpoint is restored before it returns. An error of it fails the Start, and is
+	// what the Start returns. Its context ends when the preparation fails.
 	BeforeRestore func(context.Context) error
 }
 

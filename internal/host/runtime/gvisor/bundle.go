@@ -47,18 +47,36 @@ func (d *Driver) writeBundle(spec runtime.Spec) error {
 		// makes the overlay's file and dies.
 		return fmt.Errorf("spec of %s has no mounts", spec.ID)
 	}
-	root := filepath.Join(d.bundle(spec.ID), "root")
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return err
-	}
-	config, err := json.Marshal(d.ociSpec(spec, root))
+	image, err := d.linkRootFS(spec.RootFS)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(d.bundle(spec.ID), "config.json"), config, 0o600)
+	root, err := d.makeBundle(spec.ID)
+	if err != nil {
+		return err
+	}
+	return d.finishBundle(spec.ID, d.current, d.ociSpec(spec, root, image))
 }
 
-func (d *Driver) ociSpec(spec runtime.Spec, root string) *specs.Spec {
+// makeBundle makes the directories of a bundle and returns the one that is its root.
+func (d *Driver) makeBundle(id string) (root string, err error) {
+	root = filepath.Join(d.bundle(id), "root")
+	return root, os.MkdirAll(root, 0o700)
+}
+
+// finishBundle writes what a bundle consists of, and which program runs it.
+func (d *Driver) finishBundle(id, program string, config *specs.Spec) error {
+	if err := writeProgram(d.bundle(id), program); err != nil {
+		return err
+	}
+	text, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(d.bundle(id), configFile), text, 0o600)
+}
+
+func (d *Driver) ociSpec(spec runtime.Spec, root, image string) *specs.Spec {
 	return &specs.Spec{
 		Version:  "1.0.0",
 		Hostname: spec.Hostname,
@@ -74,9 +92,9 @@ func (d *Driver) ociSpec(spec runtime.Spec, root string) *specs.Spec {
 		},
 		Mounts: ociMounts(spec),
 		Annotations: map[string]string{
-			"dev.gvisor.spec.rootfs.source":  spec.RootFS,
+			rootfsSource:                     image,
 			"dev.gvisor.spec.rootfs.type":    "erofs",
-			"dev.gvisor.spec.rootfs.overlay": "dir=" + d.cfg.OverlayDir,
+			"dev.gvisor.spec.rootfs.overlay": "dir=" + d.overlayLink(),
 			"dev.gvisor.spec.rootfs.options": fmt.Sprintf("size=%dm", spec.Limits.DiskMB),
 		},
 		Linux: &specs.Linux{

@@ -6,8 +6,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,7 +32,7 @@ func findCgroups(parent string) (cgroups, error) {
 		c.hierarchies, c.v2 = []string{cgroupRoot}, true
 		return c, nil
 	}
-	for _, needed := range []string{"memory", "cpu", "pids"} {
+	for _, needed := range []string{"memory", "cpu", "cpuacct", "pids"} {
 		if _, err := os.Stat(filepath.Join(cgroupRoot, needed)); err != nil {
 			return c, fmt.Errorf("cgroup controller %q is not mounted under %s; sandboxes cannot be limited without it", needed, cgroupRoot)
 		}
@@ -148,14 +150,68 @@ func (c cgroups) outOfTasks(id string) bool {
 
 // happened reports whether a counter in one of the sandbox's files of events is not zero.
 func (c cgroups) happened(controller, id, file, counter string) bool {
+	counts, err := c.counters(controller, id, file, counter)
+	return err == nil && counts[0] > 0
+}
+
+// counters returns counters from one of the sandbox's files, which has a name and a
+// number in each line; 0 for one that is not there.
+func (c cgroups) counters(controller, id, file string, names ...string) ([]uint64, error) {
 	data, err := os.ReadFile(filepath.Join(cgroupRoot, controller, c.parent, id, file))
 	if err != nil {
-		return false
+		return nil, err
 	}
+	counts := make([]uint64, len(names))
 	for line := range strings.Lines(string(data)) {
-		if n, ok := strings.CutPrefix(strings.TrimSpace(line), counter+" "); ok {
-			return n != "0"
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if i := slices.Index(names, name); i >= 0 {
+			if counts[i], err = strconv.ParseUint(value, 10, 64); err != nil {
+				return nil, err
+			}
 		}
 	}
-	return false
+	return counts, nil
+}
+
+// number returns the number that one of the sandbox's files consists of.
+func (c cgroups) number(controller, id, file string) (uint64, error) {
+	data, err := os.ReadFile(filepath.Join(cgroupRoot, controller, c.parent, id, file))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
+}
+
+// cpuTime returns the processor time that the sandbox has had.
+func (c cgroups) cpuTime(id string) (time.Duration, error) {
+	if !c.v2 {
+		n, err := c.number("cpuacct", id, "cpuacct.usage")
+		return time.Duration(n), err // nanoseconds
+	}
+	counts, err := c.counters("", id, "cpu.stat", "usage_usec")
+	if err != nil {
+		return 0, err
+	}
+	return time.Duration(counts[0]) * time.Microsecond, nil
+}
+
+// memory returns what the sandbox holds, in bytes, without the pages of files, which the
+// kernel takes back when it needs them. The guest's own memory is no such pages.
+func (c cgroups) memory(id string) (uint64, error) {
+	controller, usage, names := "memory", "memory.usage_in_bytes", []string{"total_inactive_file", "total_active_file"}
+	if c.v2 {
+		controller, usage, names = "", "memory.current", []string{"inactive_file", "active_file", "slab_reclaimable"}
+	}
+	used, err := c.number(controller, id, usage)
+	if err != nil {
+		return 0, err
+	}
+	reclaimable, err := c.counters(controller, id, "memory.stat", names...)
+	if err != nil {
+		return 0, err
+	}
+	for _, n := range reclaimable {
+		used -= min(used, n) // the files are read one after the other
+	}
+	return used, nil
 }

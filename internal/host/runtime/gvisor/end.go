@@ -95,6 +95,7 @@ const deleteTime = 10 * time.Second
 
 // Destroy ends a sandbox and removes what runsc and the driver made for it.
 func (d *Driver) Destroy(ctx context.Context, id string) error {
+	d.overlays.forget(id)
 	// First the kill: runsc talks to the sentry, which may not answer any more.
 	if err := d.killAll(ctx, id); err != nil {
 		return err
@@ -103,7 +104,7 @@ func (d *Driver) Destroy(ctx context.Context, id string) error {
 		return err
 	}
 	deleting, cancel := context.WithTimeout(ctx, deleteTime)
-	deleteErr := d.runsc(deleting, id, "delete", "--force", id)
+	deleteErr := d.runsc(deleting, id, nil, "delete", "--force", id)
 	cancel()
 	// runsc delete does the rest for a sandbox that it knows. After a crash in the middle
 	// of a create it knows nothing, or fails: what it leaves is removed by hand.
@@ -199,5 +200,5 @@ func (d *Driver) Close() error {
 	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount %s: %w", mount, err)
 	}
-	return errors.Join(os.RemoveAll(d.stateDir()), os.RemoveAll(d.bundlesDir()))
+	return errors.Join(os.RemoveAll(d.stateDir()), os.RemoveAll(d.bundlesDir()), os.RemoveAll(d.rootfsDir()), os.RemoveAll(d.overlayLink()))
 }

@@ -26,8 +26,11 @@ import (
 
 // Config says where a Driver finds its program and keeps its files.
 type Config struct {
-	// Binary is the absolute path of runsc.
+	// Binary is the absolute path of the runsc that new sandboxes are started with.
 	Binary string
+	// ProgramsDir is where copies of runsc are kept for as long as a sandbox or a
+	// checkpoint needs them, on a disk that lasts.
+	ProgramsDir string
 	// RunDir holds sockets and state that end with the machine's boot. Sockets have a
 	// path limit of 107 bytes, so this must be short, such as /run/wrenn/1a2b3c4d.
 	RunDir string
@@ -40,10 +43,15 @@ type Config struct {
 }
 
 // Driver starts sandboxes with runsc. It is safe for concurrent use and holds no state
-// of its own: what runs is read from RunDir and from the kernel.
+// of its own: what runs is read from RunDir and from the kernel, so that it drives what a
+// process before this one has started.
 type Driver struct {
-	cfg     Config
-	cgroups cgroups
+	cfg      Config
+	cgroups  cgroups
+	programs programs
+	// current is the hash of the program that new sandboxes are started with.
+	current  string
+	overlays overlays
 }
 
 var _ runtime.Driver = (*Driver)(nil)
@@ -53,13 +61,19 @@ func New(cfg Config) (*Driver, error) {
 	if _, err := exec.LookPath(cfg.Binary); err != nil {
 		return nil, fmt.Errorf("find runsc: %w; `make build` builds it", err)
 	}
-	d := &Driver{cfg: cfg}
-	for _, dir := range []string{d.stateDir(), d.bundlesDir(), cfg.OverlayDir} {
+	d := &Driver{cfg: cfg, programs: programs{cfg.ProgramsDir}}
+	for _, dir := range []string{d.stateDir(), d.bundlesDir(), d.rootfsDir(), cfg.OverlayDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
 	}
+	if err := makeLink(cfg.OverlayDir, d.overlayLink()); err != nil {
+		return nil, err
+	}
 	var err error
+	if d.current, err = d.programs.keep(cfg.Binary); err != nil {
+		return nil, fmt.Errorf("keep a copy of runsc: %w", err)
+	}
 	if d.cgroups, err = findCgroups(cfg.CgroupParent); err != nil {
 		return nil, err
 	}
@@ -105,7 +119,7 @@ func (d *Driver) pidFile(id string) string { return filepath.Join(d.bundle(id), 
 // have ended already.
 const cleanupTimeout = 30 * time.Second
 
-// Start boots a sandbox.
+// Start boots a sandbox, or restores one.
 func (d *Driver) Start(ctx context.Context, spec runtime.Spec) (err error) {
 	defer func() {
 		if err == nil {
@@ -115,13 +129,16 @@ func (d *Driver) Start(ctx context.Context, spec runtime.Spec) (err error) {
 		defer cancel()
 		err = errors.Join(err, d.Destroy(clean, spec.ID))
 	}()
+	if spec.Checkpoint != "" {
+		return d.restore(ctx, spec)
+	}
 	if err := d.writeBundle(spec); err != nil {
 		return fmt.Errorf("write bundle: %w", err)
 	}
-	if err := d.runsc(ctx, spec.ID, "create", "--bundle", d.bundle(spec.ID), "--pid-file", d.pidFile(spec.ID), spec.ID); err != nil {
+	if err := d.runsc(ctx, spec.ID, nil, "create", "--bundle", d.bundle(spec.ID), "--pid-file", d.pidFile(spec.ID), spec.ID); err != nil {
 		return err
 	}
-	return d.runsc(ctx, spec.ID, "start", spec.ID)
+	return d.runsc(ctx, spec.ID, nil, "start", spec.ID)
 }
 
 // List returns the ids that have a bundle, a cgroup or a state file.
@@ -162,12 +179,15 @@ func (d *Driver) globalFlags() []string {
 		"--network=sandbox",
 		// The overlay's directory must be named here as well as in the bundle's
 		// annotation, or runsc does not make its file.
-		"--overlay2=root:dir=" + d.cfg.OverlayDir,
+		"--overlay2=root:dir=" + d.overlayLink(),
 		// sudo and su are setuid programs.
 		"--allow-suid",
 		// The guest daemon limits the guest's processes with a cgroup inside. Under v1
 		// most forks are never charged: the sentry charges one random hierarchy of seven.
 		"--in-sandbox-cgroup=v2",
+		// Without it a restored sandbox gives up its connections at the next checkpoint,
+		// since runsc forgets in the restore that they may be kept.
+		"--allow-connected-on-save",
 		// The helper binaries that newer releases look for are not part of the module.
 		"--sidecar-usage-policy=DEFAULT",
 	}
@@ -177,12 +197,13 @@ func (d *Driver) globalFlags() []string {
 const maxToolOutput = 2048
 
 // runsc runs one runsc command for a sandbox, whose bundle holds the command's log. The
-// sandbox's first process inherits the null device, never a file of ours that a guest
-// could fill or a pipe whose end it could notice.
-func (d *Driver) runsc(ctx context.Context, id string, args ...string) error {
+// command has files from descriptor 3 on. The sandbox's first process inherits the null
+// device, never a file of ours that a guest could fill or a pipe whose end it could notice.
+func (d *Driver) runsc(ctx context.Context, id string, files []*os.File, args ...string) error {
 	log := filepath.Join(d.bundle(id), "runsc.log")
 	flags := append(d.globalFlags(), "--log="+log, "--log-format=text")
-	cmd := exec.CommandContext(ctx, d.cfg.Binary, append(flags, args...)...)
+	cmd := exec.CommandContext(ctx, d.program(id), append(flags, args...)...)
+	cmd.ExtraFiles = files
 	// A signal for our terminal or group is for us, not for a create in flight.
 	cmd.SysProcAttr = detached()
 	if err := child.Run(cmd); err != nil {

@@ -28,10 +28,11 @@ func TestConformance(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	driver, err := New(Config{
-		Binary: testenv.Bin(t, "runsc"), RunDir: runDir, OverlayDir: t.TempDir(),
+	config := Config{
+		Binary: testenv.Bin(t, "runsc"), ProgramsDir: t.TempDir(), RunDir: runDir, OverlayDir: t.TempDir(),
 		CgroupParent: filepath.Base(runDir), Log: slog.Default(),
-	})
+	}
+	driver, err := New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,6 +61,7 @@ func TestConformance(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	held := map[string]network.Slot{}
 	runtimetest.Run(t, runtimetest.Env{
 		Driver: driver, RootFS: base.Path, EnvdDir: envdDir(t),
 		Namespace: func(t *testing.T) (string, netip.Addr) {
@@ -72,7 +74,20 @@ func TestConformance(t *testing.T) {
 					t.Error(err)
 				}
 			})
+			held[slot.Namespace] = slot
 			return slot.Namespace, slot.Guest.Addr()
+		},
+		Renew: func(t *testing.T, namespace string) {
+			if err := slots.Configure(t.Context(), held[namespace]); err != nil {
+				t.Fatal(err)
+			}
+		},
+		Another: func(t *testing.T) runtimetest.Driver {
+			another, err := New(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return another
 		},
 		Leftovers: driver.leftovers,
 	})

@@ -23,13 +23,18 @@ import (
 
 // Env is what a driver is tested in.
 type Env struct {
-	Driver runtime.Driver
+	Driver Driver
+	// Another returns a driver such as another process of ours would make over the same
+	// sandboxes.
+	Another func(t *testing.T) Driver
 	// RootFS is an EROFS image of the Debian base; EnvdDir holds the guest daemon.
 	RootFS  string
 	EnvdDir string
 	// Namespace returns a network namespace for one start, ready to be used, and the
 	// address that the guest has in it. It is given back when the test ends.
 	Namespace func(t *testing.T) (path string, guest netip.Addr)
+	// Renew makes a namespace ready for another start.
+	Renew func(t *testing.T, path string)
 	// Leftovers describes everything of an id that is on the machine now: processes,
 	// cgroups, files. After Destroy there must be nothing.
 	Leftovers func(t *testing.T, id string) []string
@@ -44,6 +49,13 @@ const (
 	memoryMB   = 256
 	processes  = 64
 )
+
+// Driver is all that a driver can do.
+type Driver interface {
+	runtime.Driver
+	runtime.Checkpointer
+	runtime.Meter
+}
 
 // Run runs the suite.
 func Run(t *testing.T, env Env) {
@@ -61,6 +73,16 @@ func Run(t *testing.T, env Env) {
 		"CancelledStartLeavesNothing":    cancelledStartLeavesNothing,
 		"EndedSandboxCanBeDestroyed":     endedSandboxCanBeDestroyed,
 		"ListKnowsRunningAndNotTheEnded": listKnowsRunningAndNotTheEnded,
+
+		"CheckpointFreezesUntilThaw":      checkpointFreezesUntilThaw,
+		"NothingIsLostInTwentyRestores":   nothingIsLostInTwentyRestores,
+		"CopiesAreAlikeAndApart":          copiesAreAlikeAndApart,
+		"FailedCheckpointIsNotNoticed":    failedCheckpointIsNotNoticed,
+		"CancelledCheckpointIsNotNoticed": cancelledCheckpointIsNotNoticed,
+		"FailedRestoreLeavesNothing":      failedRestoreLeavesNothing,
+		"BeforeRestoreIsHeard":            beforeRestoreIsHeard,
+		"AnotherProcessDrivesIt":          anotherProcessDrivesIt,
+		"UsageIsTold":                     usageIsTold,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, env) })
 	}
@@ -69,7 +91,9 @@ func Run(t *testing.T, env Env) {
 // guest is a started sandbox.
 type guest struct {
 	*guestclient.Client
-	id string
+	id        string
+	namespace string
+	address   netip.Addr
 }
 
 func (env Env) spec(id, namespace string) runtime.Spec {
@@ -91,14 +115,20 @@ func (env Env) start(t *testing.T, id string) guest {
 		t.Fatalf("start: %v", err)
 	}
 	t.Cleanup(func() { env.destroy(t, id) })
-	g := guest{guestclient.New(&net.TCPAddr{IP: address.AsSlice(), Port: guestclient.Port}, token), id}
+	return env.meet(t, guest{id: id, namespace: namespace, address: address})
+}
+
+// meet waits for the daemon of a guest that was started and tells it who it is.
+func (env Env) meet(t *testing.T, g guest) guest {
+	t.Helper()
+	g.Client = guestclient.New(&net.TCPAddr{IP: g.address.AsSlice(), Port: guestclient.Port}, token)
 	t.Cleanup(g.Close)
 	ctx, cancel := context.WithTimeout(t.Context(), readyWait)
 	defer cancel()
 	if err := g.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Init(ctx, guestclient.Init{AccessToken: token, SandboxID: id, Hostname: id, DefaultUser: "root", Timestamp: time.Now()}); err != nil {
+	if err := g.Init(ctx, guestclient.Init{AccessToken: token, SandboxID: g.id, Hostname: g.id, DefaultUser: "root", Timestamp: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	return g

@@ -1,0 +1,159 @@
+package gvisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
+)
+
+// restore starts a sandbox from a checkpoint. What prepares it takes longer than most of
+// what a caller may have to look at first, so both go on at the same time; the program
+// waits for the cue between creating and restoring.
+func (d *Driver) restore(ctx context.Context, spec runtime.Spec) error {
+	if err := d.writeRestoreBundle(spec); err != nil {
+		return err
+	}
+	heard, cue, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer cue.Close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	done := make(chan error, 1)
+	go func() {
+		defer heard.Close()
+		done <- d.runsc(ctx, spec.ID, []*os.File{heard}, "create-and-restore", "--bundle="+d.bundle(spec.ID),
+			"--pid-file="+d.pidFile(spec.ID), "--image-path="+spec.Checkpoint, "--detach", spec.ID)
+		cancel(errCreateEnded)
+	}()
+	if spec.BeforeRestore != nil {
+		if err := spec.BeforeRestore(ctx); err != nil {
+			cancel(err)
+			if ended := <-done; errors.Is(context.Cause(ctx), errCreateEnded) {
+				return ended // it failed first, and that is why the caller was cut off
+			}
+			return err
+		}
+	}
+	_, cueErr := cue.Write([]byte{1})
+	if err := <-done; err != nil {
+		return errors.Join(err, cueErr)
+	}
+	return nil
+}
+
+// errCreateEnded is why BeforeRestore is cut off when there is nothing left to wait for.
+var errCreateEnded = errors.New("the sandbox could not be prepared")
+
+// writeRestoreBundle makes the bundle of a sandbox that goes on from a checkpoint: what
+// the first one was made of, but for what differs between two sandboxes. The sentry
+// refuses a restore with other differences.
+func (d *Driver) writeRestoreBundle(spec runtime.Spec) error {
+	hash, err := readProgram(spec.Checkpoint)
+	if err != nil {
+		return damaged(spec.Checkpoint, err)
+	}
+	if _, err := d.programs.find(hash); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(filepath.Join(spec.Checkpoint, configFile))
+	if err != nil {
+		return damaged(spec.Checkpoint, err)
+	}
+	var config specs.Spec
+	if err := json.Unmarshal(text, &config); err != nil {
+		return damaged(spec.Checkpoint, err)
+	}
+	if config.Linux == nil || config.Annotations[rootfsSource] == "" {
+		return damaged(spec.Checkpoint, errors.New("its configuration is not one of ours"))
+	}
+	if err := d.linkAs(spec.RootFS, config.Annotations[rootfsSource]); err != nil {
+		return err
+	}
+	root, err := d.makeBundle(spec.ID)
+	if err != nil {
+		return err
+	}
+	config.Hostname = spec.Hostname
+	config.Root = &specs.Root{Path: root}
+	config.Linux.CgroupsPath = d.cgroups.path(spec.ID)
+	config.Linux.Resources = ociResources(spec.Limits)
+	for i, ns := range config.Linux.Namespaces {
+		if ns.Type == specs.NetworkNamespace {
+			config.Linux.Namespaces[i].Path = spec.Namespace
+		}
+	}
+	for _, m := range spec.Mounts {
+		if err := replaceMount(config.Mounts, m); err != nil {
+			return err
+		}
+	}
+	return d.finishBundle(spec.ID, hash, &config)
+}
+
+// replaceMount gives a mount of the first sandbox the source that it has in this one.
+func replaceMount(mounts []specs.Mount, m runtime.Mount) error {
+	for i := range mounts {
+		if mounts[i].Destination == m.Target {
+			mounts[i].Source = m.Source
+			return nil
+		}
+	}
+	return fmt.Errorf("the checkpoint has no mount at %s", m.Target)
+}
+
+func damaged(checkpoint string, err error) error {
+	return fault.Wrap(err, fault.InvalidState, "the snapshot in %s is not whole and cannot be restored", filepath.Base(checkpoint))
+}
+
+// rootfsSource is the annotation that names a sandbox's image.
+const rootfsSource = "dev.gvisor.spec.rootfs.source"
+
+// The sentry restores only with the very paths that the first sandbox had for its image
+// and its overlay. So both go by links in RunDir, and the files themselves may be moved.
+func (d *Driver) rootfsDir() string   { return filepath.Join(d.cfg.RunDir, "rootfs") }
+func (d *Driver) overlayLink() string { return filepath.Join(d.cfg.RunDir, "overlays") }
+
+// linkRootFS returns the path under which sandboxes know an image.
+func (d *Driver) linkRootFS(image string) (string, error) {
+	link := filepath.Join(d.rootfsDir(), filepath.Base(image))
+	return link, d.linkAs(image, link)
+}
+
+// linkAs makes an image reachable under the path that a sandbox knows it by.
+func (d *Driver) linkAs(image, link string) error {
+	if filepath.Dir(link) != d.rootfsDir() {
+		return fault.New(fault.InvalidState, "the snapshot was made by another server, which kept its images in %s", filepath.Dir(link))
+	}
+	return makeLink(image, link)
+}
+
+// makeLink makes a symbolic link, or turns one that is there, in one step.
+func makeLink(target, link string) error {
+	if now, err := os.Readlink(link); err == nil && now == target {
+		return nil
+	}
+	dir, err := os.MkdirTemp(filepath.Dir(link), ".link-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	half := filepath.Join(dir, "link")
+	if err := os.Symlink(target, half); err != nil {
+		return err
+	}
+	if err := os.Rename(half, link); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("link %s: %w", target, err)
+	}
+	return nil
+}
