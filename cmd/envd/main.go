@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn-sandbox/wrenn/internal/guest/identity"
+	"github.com/wrenn-sandbox/wrenn/internal/guest/mmds"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/ports"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/process"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/rpc"
@@ -62,6 +63,8 @@ func run() error {
 	pidsMax := flag.Int("pids-max", 0, "how many processes and threads the sandbox's user may have at once; 0 means no limit")
 	forward := flag.String("forward-interface", "",
 		"network interface on whose addresses servers that listen on loopback alone become reachable; empty forwards nothing")
+	metadata := flag.String("metadata", "",
+		"URL of the machine's metadata service, such as "+mmds.Address+" in a microVM; empty asks nobody")
 	version := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	if *version {
@@ -90,6 +93,9 @@ func run() error {
 	cfg := config(logger, *pidsMax)
 	cfg.Ports = ports.Config{Interface: *forward, Own: listener.Addr().(*net.TCPAddr).AddrPort().Port()}
 	cfg.Lifecycle.KeepAlives = front.SetKeepAlivesEnabled
+	if *metadata != "" {
+		cfg.Metadata = mmds.New(*metadata).Read
+	}
 	server, handler := rpc.New(cfg)
 	defer server.Close()
 	front.Handler = handler

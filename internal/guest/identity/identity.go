@@ -6,7 +6,9 @@
 package identity
 
 import (
+	"crypto/sha512"
 	"crypto/subtle"
+	"encoding/hex"
 	"log/slog"
 	"maps"
 	"slices"
@@ -20,11 +22,17 @@ import (
 // fallbackUser is the default user before anybody named one.
 const fallbackUser = "root"
 
+// reserved are variables that only the sandbox itself sets, for all that Update.Env says.
+var reserved = []string{"E2B_SANDBOX", "E2B_SANDBOX_ID", "E2B_TEMPLATE_ID", "E2B_EVENTS_ADDRESS"}
+
 // Update is what the sandbox is told. Fields that are nil or empty leave what is known
 // as it is, except for Token.
 type Update struct {
 	// Token is the new access token; empty removes it.
 	Token string
+	// TokenHash, unless it is empty, is what the host says of the token that may be set
+	// whatever is set now: its SHA-512 in hexadecimal digits.
+	TokenHash string
 	// Env replaces the environment that every process gets.
 	Env map[string]string
 	// Timestamp orders updates: one that is older than the last is ignored.
@@ -61,11 +69,12 @@ func New(users *Users, system System, logger *slog.Logger) *Identity {
 
 // Apply takes an update over. Presented is the access token that the caller has shown
 // beside the one in the update: either proves that the caller may do this, once a token is
-// set. An update that is wrong in any part changes nothing.
+// set, and so does setting the one that the host means. An update that is wrong in any part
+// changes nothing.
 func (i *Identity) Apply(up Update, presented string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.token != "" && !equal(up.Token, i.token) && !equal(presented, i.token) {
+	if i.token != "" && !equal(up.Token, i.token) && !equal(presented, i.token) && !matches(up.Token, up.TokenHash) {
 		return fault.New(fault.Unauthorized, "the access token does not match the one that is set")
 	}
 	if err := i.check(up); err != nil {
@@ -80,6 +89,9 @@ func (i *Identity) Apply(up Update, presented string) error {
 	i.token = up.Token
 	if up.Env != nil {
 		i.env = maps.Clone(up.Env)
+		for _, name := range reserved {
+			delete(i.env, name)
+		}
 	}
 	if up.DefaultUser != "" {
 		i.user = up.DefaultUser
@@ -194,6 +206,12 @@ func CheckEnv(env map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// matches says whether hash is that of token.
+func matches(token, hash string) bool {
+	sum := sha512.Sum512([]byte(token))
+	return equal(hex.EncodeToString(sum[:]), hash)
 }
 
 func equal(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }

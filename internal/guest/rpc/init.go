@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -39,7 +40,7 @@ func (s *Server) init(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return fault.New(fault.InvalidRequest, "the body is not valid JSON of this request: %v", err)
 	}
-	err = s.identity.Apply(identity.Update{
+	up := identity.Update{
 		Token:       req.AccessToken,
 		Env:         req.EnvVars,
 		Timestamp:   req.Timestamp,
@@ -49,8 +50,9 @@ func (s *Server) init(w http.ResponseWriter, r *http.Request) error {
 		TemplateID:  req.TemplateID,
 		Hostname:    req.Hostname,
 		Nameservers: req.Nameservers,
-	}, r.Header.Get(tokenHeader))
-	if err != nil {
+	}
+	s.addMetadata(r.Context(), &up)
+	if err := s.identity.Apply(up, r.Header.Get(tokenHeader)); err != nil {
 		return err
 	}
 	// Also when what it says is old news: that is a matter of two clocks, and a daemon that
@@ -62,4 +64,24 @@ func (s *Server) init(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+// addMetadata adds to an update what the machine's metadata says and the request does not,
+// where there is such a service. A sandbox is to be reached without it, too.
+func (s *Server) addMetadata(ctx context.Context, up *identity.Update) {
+	if s.metadata == nil {
+		return
+	}
+	said, err := s.metadata(ctx)
+	if err != nil {
+		s.logger.WarnContext(ctx, "read the metadata", "err", err)
+		return
+	}
+	up.TokenHash = said.AccessTokenHash
+	if up.SandboxID == "" {
+		up.SandboxID = said.SandboxID
+	}
+	if up.TemplateID == "" {
+		up.TemplateID = said.TemplateID
+	}
 }

@@ -7,6 +7,7 @@
 package rpc
 
 import (
+	"context"
 	"log/slog"
 	"math"
 	"net/http"
@@ -18,6 +19,7 @@ import (
 	"github.com/wrenn-sandbox/wrenn/internal/guest/filesystem/watch"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/identity"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/lifecycle"
+	"github.com/wrenn-sandbox/wrenn/internal/guest/mmds"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/ports"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/process"
 )
@@ -47,6 +49,8 @@ type Config struct {
 	// Lifecycle configures what happens before a snapshot; its Ports and Logger are set by
 	// New. Without KeepAlives connections are kept as they are.
 	Lifecycle lifecycle.Config
+	// Metadata, unless it is nil, is asked at each POST /init who the sandbox is.
+	Metadata func(context.Context) (mmds.Metadata, error)
 }
 
 // Server is the guest daemon without its listener. It is safe for concurrent use.
@@ -61,6 +65,7 @@ type Server struct {
 	settler   *lifecycle.Settler
 	files     *filesystem.Files
 	watchers  *watch.Watchers
+	metadata  func(context.Context) (mmds.Metadata, error) // nil: there is none
 }
 
 // New returns a Server and the handler of everything that it serves.
@@ -82,6 +87,7 @@ func New(cfg Config) (*Server, http.Handler) {
 		settler:   lifecycle.NewSettler(),
 		files:     filesystem.New(cfg.Users),
 		watchers:  watch.NewWatchers(watch.KeepFor),
+		metadata:  cfg.Metadata,
 	}
 	options := []connect.HandlerOption{
 		connect.WithInterceptors(fault.Interceptor(), failureLog{cfg.Logger}),
