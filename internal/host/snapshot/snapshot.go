@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -201,11 +202,12 @@ func (s *Store) Remove(id string) error {
 		return s.drop(id)
 	}
 	defer s.mu.Unlock()
-	// Should this process die before the last release, the next one finishes the removal.
-	if err := os.WriteFile(filepath.Join(s.path(id), removedName), nil, fileMode); err != nil {
-		return fmt.Errorf("mark snapshot %s as removed: %w", id, err)
-	}
 	k.removed = true
+	// Should this process die before the last release, the next one finishes the removal.
+	// A full disk may have no room for that mark, and must not keep the removal from it.
+	if err := os.WriteFile(filepath.Join(s.path(id), removedName), nil, fileMode); err != nil {
+		s.log.Warn("cannot mark a snapshot as removed", "snapshot", id, "error", err)
+	}
 	return nil
 }
 
@@ -231,16 +233,11 @@ func (s *Store) discard(path string) error {
 	return os.RemoveAll(trash)
 }
 
-// putAside gives a directory a name under which Open removes it.
+// putAside gives a directory a name under which Open removes it. That takes no room: on a
+// full disk removing is what helps.
 func (s *Store) putAside(path string) (string, error) {
-	trash, err := os.MkdirTemp(s.dir, removedPrefix)
-	if err != nil {
-		return "", err
-	}
-	if err := os.Rename(path, filepath.Join(trash, filepath.Base(path))); err != nil {
-		return "", errors.Join(err, os.Remove(trash))
-	}
-	return trash, nil
+	trash := filepath.Join(s.dir, fmt.Sprintf("%s%s-%016x", removedPrefix, filepath.Base(path), rand.Uint64()))
+	return trash, os.Rename(path, trash)
 }
 
 // Retain removes every snapshot that keep does not want.

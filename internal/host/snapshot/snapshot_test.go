@@ -1,0 +1,463 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// state is what the tests let a runtime write: several pieces, one piece, and nothing.
+var state = map[string][]byte{
+	"pages.img":      noise(2*pieceSize + 12345),
+	"checkpoint.img": noise(54321),
+	"empty.img":      nil,
+}
+
+func noise(n int) []byte {
+	data := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{byte(n)}).Read(data)
+	return data
+}
+
+// small is enough where the content does not matter.
+var small = map[string][]byte{"pages.img": []byte("pages")}
+
+func open(t *testing.T, dir string) *Store {
+	t.Helper()
+	s, err := Open(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func draft(t *testing.T, s *Store, id string, files map[string][]byte) *Draft {
+	t.Helper()
+	d, err := s.Draft(t.Context(), id, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range files {
+		if err := os.WriteFile(filepath.Join(d.Dir(), name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d
+}
+
+func commitNew(t *testing.T, s *Store, id string, files map[string][]byte) Snapshot {
+	t.Helper()
+	snap, err := draft(t, s, id, files).Commit(t.Context(), sample)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return snap
+}
+
+var sample = Manifest{
+	Kind: Pause, SandboxID: "sbx", Template: "base", Resources: Resources{VCPUs: 2, MemoryMB: 512, DiskMB: 1024},
+	Runtime: "gvisor", Image: "/images/base.erofs", GuestDir: "/guest/1", Env: map[string]string{"A": "<b>&\u2028"},
+	DefaultUser: "user", Token: "secret", CreatedAt: time.Unix(1700000000, 5).UTC(), Stopped: 42 * time.Millisecond,
+}
+
+// names lists what lies in a directory.
+func names(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, e := range entries {
+		all = append(all, e.Name())
+	}
+	return all
+}
+
+func wantCode(t *testing.T, err error, code fault.Code) {
+	t.Helper()
+	if !fault.Is(err, code) || err == nil {
+		t.Errorf("got %v (%s), want %s", err, fault.CodeOf(err), code)
+	}
+}
+
+func TestACommittedSnapshotIsThereAfterAReopen(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "snapshots")
+	s := open(t, dir)
+	made := commitNew(t, s, "sn1", state)
+	if made.ID != "sn1" || made.Version != version || len(made.Files) != len(state) || made.Bytes < 2*pieceSize {
+		t.Errorf("made %+v", made)
+	}
+	for name, s := range map[string]*Store{"same": s, "reopened": open(t, dir)} {
+		got, err := s.Get("sn1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(made, got); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+		if diff := cmp.Diff([]Snapshot{made}, s.List()); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+		if err := s.Verify(t.Context(), "sn1"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		used, release, err := s.Use("sn1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for file, want := range state {
+			if data, err := os.ReadFile(filepath.Join(used, file)); err != nil || !bytes.Equal(data, want) {
+				t.Errorf("%s: %s differs, %v", name, file, err)
+			}
+		}
+		release()
+		release() // twice is once
+	}
+	info, err := os.Stat(filepath.Join(dir, "sn1", manifestName))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the manifest, which has a token in it, is %v, %v", info.Mode(), err)
+	}
+	if info, err = os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the store is %v, %v", info.Mode(), err)
+	}
+}
+
+func TestTheSizeIsThatOnTheDisk(t *testing.T) {
+	s := open(t, t.TempDir())
+	d := draft(t, s, "sn1", small)
+	const length = 1 << 30
+	if err := os.Truncate(filepath.Join(d.Dir(), "pages.img"), length); err != nil {
+		t.Fatal(err)
+	}
+	snap, err := d.Commit(t.Context(), sample)
+	if err != nil || snap.Bytes > 1<<20 || snap.Files[0].Size != length {
+		t.Errorf("a hole takes %d bytes, %v", snap.Bytes, err)
+	}
+}
+
+func TestADraftIsSeenByNobody(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	d := draft(t, s, "sn1", small)
+	if all := s.List(); len(all) != 0 {
+		t.Errorf("listed %v", all)
+	}
+	_, err := s.Get("sn1")
+	wantCode(t, err, fault.NotFound)
+	_, err = s.Draft(t.Context(), "sn1", 0)
+	wantCode(t, err, fault.Conflict)
+	for range 2 {
+		if err := d.Abort(); err != nil {
+			t.Error(err)
+		}
+	}
+	_, err = d.Commit(t.Context(), sample)
+	wantCode(t, err, fault.InvalidState)
+	if left := names(t, dir); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+
+	made := draft(t, s, "sn1", small)
+	if _, err := made.Commit(t.Context(), sample); err != nil {
+		t.Fatal(err)
+	}
+	if err := made.Abort(); err != nil {
+		t.Error(err)
+	}
+	if err := s.Verify(t.Context(), "sn1"); err != nil {
+		t.Errorf("after the abort of a committed draft: %v", err)
+	}
+	_, err = s.Draft(t.Context(), "sn1", 0)
+	wantCode(t, err, fault.Conflict)
+}
+
+func TestWhatCannotBeASnapshotIsRefused(t *testing.T) {
+	s := open(t, t.TempDir())
+	for _, id := range []string{"", ".", "..", "a/b", ".hidden", "A", "-a", "a b", strings.Repeat("a", 65), "a\x00"} {
+		_, err := s.Draft(t.Context(), id, 0)
+		wantCode(t, err, fault.InvalidRequest)
+	}
+	for name, make := range map[string]func(dir string) error{
+		"nothing":   func(string) error { return nil },
+		"link":      func(dir string) error { return os.Symlink("/etc/passwd", filepath.Join(dir, "pages.img")) },
+		"directory": func(dir string) error { return os.Mkdir(filepath.Join(dir, "pages.img"), 0o700) },
+	} {
+		d := draft(t, s, "sn1", nil)
+		if err := make(d.Dir()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Commit(t.Context(), sample); err == nil {
+			t.Errorf("%s became a snapshot", name)
+		}
+		if err := d.Abort(); err != nil {
+			t.Error(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	d := draft(t, s, "sn1", state)
+	cancel()
+	_, err := d.Commit(ctx, sample)
+	wantCode(t, err, fault.Canceled)
+	if err := d.Abort(); err != nil {
+		t.Error(err)
+	}
+	if left := names(t, s.dir); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+}
+
+func TestDamageIsFoundAndNamed(t *testing.T) {
+	edit := func(name string, change func(file *os.File) error) func(string) error {
+		return func(dir string) error {
+			file, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			return errors.Join(change(file), file.Close())
+		}
+	}
+	flip := func(at int64) func(*os.File) error {
+		return func(file *os.File) error {
+			var b [1]byte
+			if _, err := file.ReadAt(b[:], at); err != nil {
+				return err
+			}
+			b[0] ^= 1
+			_, err := file.WriteAt(b[:], at)
+			return err
+		}
+	}
+	const large = 2*pieceSize + 12345
+	for name, test := range map[string]struct {
+		damage func(dir string) error
+		want   []string
+	}{
+		"first byte":     {edit("pages.img", flip(0)), []string{"pages.img differs", "MiB 0 on"}},
+		"middle byte":    {edit("pages.img", flip(pieceSize+7)), []string{"pages.img differs", "MiB 16 on"}},
+		"last byte":      {edit("pages.img", flip(large-1)), []string{"pages.img differs", "MiB 32 on"}},
+		"one byte short": {edit("pages.img", func(f *os.File) error { return f.Truncate(large - 1) }), []string{"pages.img has 33566776 bytes and not 33566777"}},
+		"one byte more":  {edit("empty.img", func(f *os.File) error { return f.Truncate(1) }), []string{"empty.img has 1 bytes and not 0"}},
+		"missing":        {func(dir string) error { return os.Remove(filepath.Join(dir, "checkpoint.img")) }, []string{"checkpoint.img is missing"}},
+		"extra":          {func(dir string) error { return os.WriteFile(filepath.Join(dir, "other.img"), nil, 0o600) }, []string{"other.img is in it"}},
+		"a link": {func(dir string) error {
+			path := filepath.Join(dir, "checkpoint.img")
+			return errors.Join(os.Rename(path, filepath.Join(dir, "..", "away")), os.Symlink("../away", path))
+		}, []string{"checkpoint.img cannot be read"}},
+		"a directory": {func(dir string) error {
+			path := filepath.Join(dir, "checkpoint.img")
+			return errors.Join(os.Remove(path), os.Mkdir(path, 0o700))
+		}, []string{"checkpoint.img is no regular file"}},
+		"all gone": {os.RemoveAll, []string{"cannot be listed"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, t.TempDir())
+			commitNew(t, s, "sn1", state)
+			commitNew(t, s, "sn2", small)
+			if err := test.damage(filepath.Join(s.path("sn1"), stateName)); err != nil {
+				t.Fatal(err)
+			}
+			err := s.Verify(t.Context(), "sn1")
+			wantCode(t, err, fault.Internal)
+			if !errors.Is(err, ErrDamaged) {
+				t.Errorf("%v is not ErrDamaged", err)
+			}
+			for _, want := range append(test.want, "sn1") {
+				if !strings.Contains(fault.MessageOf(err), want) {
+					t.Errorf("the message %q does not say %q", fault.MessageOf(err), want)
+				}
+			}
+			if err := s.Verify(t.Context(), "sn2"); err != nil {
+				t.Errorf("the other one: %v", err)
+			}
+		})
+	}
+}
+
+func TestADamagedManifestIsListedAndNeverUsed(t *testing.T) {
+	for name, damage := range map[string]func(data []byte) []byte{
+		"truncated": func(data []byte) []byte { return data[:len(data)/2] },
+		"empty":     func([]byte) []byte { return nil },
+		"flipped": func(data []byte) []byte {
+			return bytes.Replace(data, []byte("secret"), []byte("sfcret"), 1)
+		},
+		"gone": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := open(t, dir)
+			commitNew(t, s, "sn1", small)
+			path := filepath.Join(dir, "sn1", manifestName)
+			if damage == nil {
+				if err := os.Remove(path); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				data, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path, damage(data), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s = open(t, dir)
+			all := s.List()
+			if len(all) != 1 || all[0].ID != "sn1" || all[0].Damaged == "" || all[0].Token != "" || all[0].Bytes == 0 {
+				t.Fatalf("listed %+v", all)
+			}
+			_, _, err := s.Use("sn1")
+			if !errors.Is(err, ErrDamaged) {
+				t.Errorf("used: %v", err)
+			}
+			if err := s.Verify(t.Context(), "sn1"); !errors.Is(err, ErrDamaged) {
+				t.Errorf("verified: %v", err)
+			}
+			if err := s.Remove("sn1"); err != nil {
+				t.Error(err)
+			}
+			if left := names(t, dir); len(left) != 0 {
+				t.Errorf("left %v", left)
+			}
+		})
+	}
+}
+
+func TestASnapshotUnderAForeignNameIsDamaged(t *testing.T) {
+	dir := t.TempDir()
+	commitNew(t, open(t, dir), "sn1", small)
+	if err := os.Rename(filepath.Join(dir, "sn1"), filepath.Join(dir, "sn2")); err != nil {
+		t.Fatal(err)
+	}
+	if snap, err := open(t, dir).Get("sn2"); err != nil || snap.Damaged == "" {
+		t.Errorf("%+v, %v", snap, err)
+	}
+}
+
+func TestVerifyEndsWithItsContext(t *testing.T) {
+	s := open(t, t.TempDir())
+	commitNew(t, s, "sn1", state)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	wantCode(t, s.Verify(ctx, "sn1"), fault.Canceled)
+	wantCode(t, s.Verify(t.Context(), "sn2"), fault.NotFound)
+}
+
+func TestAnUsedSnapshotGoesWithItsLastUser(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	commitNew(t, s, "sn1", small)
+	used, release, err := s.Use("sn1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, releaseToo, err := s.Use("sn1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove("sn1"); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, s.Remove("sn1"), fault.NotFound)
+	_, err = s.Get("sn1")
+	wantCode(t, err, fault.NotFound)
+	_, _, err = s.Use("sn1")
+	wantCode(t, err, fault.NotFound)
+	_, err = s.Draft(t.Context(), "sn1", 0)
+	wantCode(t, err, fault.Conflict)
+	if all := s.List(); len(all) != 0 {
+		t.Errorf("listed %v", all)
+	}
+	release()
+	release()
+	if _, err := os.ReadFile(filepath.Join(used, "pages.img")); err != nil {
+		t.Errorf("it went before its last user did: %v", err)
+	}
+	releaseToo()
+	if left := names(t, dir); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+}
+
+func TestUsersAndRemovalsAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	var all sync.WaitGroup
+	var removals sync.WaitGroup
+	for _, id := range []string{"sn1", "sn2", "sn3"} {
+		commitNew(t, s, id, small)
+		seen := make(chan struct{}, 1)
+		for range 8 {
+			all.Go(func() {
+				for {
+					used, release, err := s.Use(id)
+					if err != nil {
+						if !fault.Is(err, fault.NotFound) {
+							t.Error(err)
+						}
+						return
+					}
+					if data, err := os.ReadFile(filepath.Join(used, "pages.img")); err != nil || string(data) != "pages" {
+						t.Errorf("read %q, %v", data, err)
+					}
+					release()
+					select {
+					case seen <- struct{}{}:
+					default:
+					}
+				}
+			})
+		}
+		removals.Go(func() {
+			<-seen
+			if err := s.Remove(id); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	removals.Wait()
+	all.Wait()
+	if left := names(t, dir); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+}
+
+func TestRetainKeepsWhatIsWanted(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	for _, id := range []string{"sn1", "sn2", "sn3"} {
+		commitNew(t, s, id, small)
+	}
+	if err := s.Retain(func(snap Snapshot) bool { return snap.ID == "sn2" }); err != nil {
+		t.Fatal(err)
+	}
+	if left := names(t, dir); !slices.Equal(left, []string{"sn2"}) {
+		t.Errorf("left %v", left)
+	}
+}
+
+func TestForeignThingsAreLeftAlone(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "lost+found"), 0o700), os.WriteFile(filepath.Join(dir, "note"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if all := open(t, dir).List(); len(all) != 0 {
+		t.Errorf("listed %v", all)
+	}
+	if left := names(t, dir); !slices.Equal(left, []string{"lost+found", "note"}) {
+		t.Errorf("left %v", left)
+	}
+}
