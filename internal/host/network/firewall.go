@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -28,6 +29,8 @@ type firewall struct {
 	gateways *nftables.Set // link . the one address of the host that it may ask for DNS
 	closed   *nftables.Set // destinations that no guest may reach
 	flows    *nftables.Set // guests that have connections; the kernel counts them
+	held     *nftables.Set // links that nothing passes
+	parked   *nftables.Set // addresses of guests that are away and may come back
 }
 
 func newFirewall(instance string, prefix netip.Prefix) *firewall {
@@ -41,18 +44,35 @@ func newFirewall(instance string, prefix netip.Prefix) *firewall {
 		gateways: &nftables.Set{Table: table, Name: "gateways", KeyType: linkAndAddr, Concatenation: true},
 		closed:   &nftables.Set{Table: table, Name: "closed", KeyType: nftables.TypeIPAddr, Interval: true},
 		flows:    &nftables.Set{Table: table, Name: "flows", KeyType: nftables.TypeIPAddr, Dynamic: true, Size: flowsSize},
+		held:     &nftables.Set{Table: table, Name: "held", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
+		parked:   &nftables.Set{Table: table, Name: "parked", KeyType: nftables.TypeIPAddr},
 	}
 }
 
+// standing is what the firewall makes of a slot.
+type standing int
+
+const (
+	absent   standing = iota // it knows nothing of the slot
+	admitted                 // the slot is under the rules for guests
+	held                     // it is, and nothing passes its link
+	parked                   // there is no link, and what comes for the guest vanishes
+)
+
 // install puts the table in place of an earlier one, with these slots in its sets, in one
-// transaction: there is no moment with half of the rules, or with none.
-func (f *firewall) install(slots []Slot) error {
+// transaction: there is no moment with half of the rules, or with none. Slots that the
+// earlier table held are held by the new one.
+func (f *firewall) install(slots map[Slot]standing) error {
+	earlier, err := f.heldLinks()
+	if err != nil {
+		return fmt.Errorf("read the earlier table: %w", err)
+	}
 	conn := &nftables.Conn{}
 	// To add before deleting makes it work whether or not there is an earlier table.
 	conn.AddTable(f.table)
 	conn.DelTable(f.table)
 	conn.AddTable(f.table)
-	for _, set := range []*nftables.Set{f.links, f.guests, f.gateways, f.flows} {
+	for _, set := range []*nftables.Set{f.links, f.guests, f.gateways, f.flows, f.held, f.parked} {
 		if err := conn.AddSet(set, nil); err != nil {
 			return fmt.Errorf("set %s: %w", set.Name, err)
 		}
@@ -61,9 +81,17 @@ func (f *firewall) install(slots []Slot) error {
 		return fmt.Errorf("set %s: %w", f.closed.Name, err)
 	}
 	f.addRules(conn)
-	for _, slot := range slots {
-		if err := f.eachSet(slot, conn.SetAddElements); err != nil {
-			return err
+	for slot, state := range slots {
+		if state == admitted && earlier[slot.Link] {
+			state = held
+		}
+		for _, part := range f.parts(slot) {
+			if !part.in(state) {
+				continue
+			}
+			if err := conn.SetAddElements(part.set, part.element); err != nil {
+				return err
+			}
 		}
 	}
 	return conn.Flush()
@@ -77,38 +105,79 @@ func (f *firewall) remove() error {
 	return conn.Flush()
 }
 
-// admit puts a slot under the rules. To do so again changes nothing.
+// admit puts a slot under the rules. One that is there already, held or not, stays as it is.
 func (f *firewall) admit(slot Slot) error {
 	conn := &nftables.Conn{}
-	if err := f.eachSet(slot, conn.SetAddElements); err != nil {
-		return err
+	for _, part := range f.parts(slot) {
+		if part.in(admitted) {
+			if err := conn.SetAddElements(part.set, part.element); err != nil {
+				return err
+			}
+		}
 	}
 	return conn.Flush()
 }
 
-// expel takes a slot out again. The elements of a slot come and go together, so if one
-// is missing then all are.
-func (f *firewall) expel(slot Slot) error {
+// put gives a slot a standing, whatever it was, in one transaction.
+func (f *firewall) put(slot Slot, state standing) error {
 	conn := &nftables.Conn{}
-	if err := f.eachSet(slot, conn.SetDeleteElements); err != nil {
-		return err
+	for _, part := range f.parts(slot) {
+		// What is not there cannot be deleted, so it is added first.
+		err := conn.SetAddElements(part.set, part.element)
+		if err == nil && !part.in(state) {
+			err = conn.SetDeleteElements(part.set, part.element)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return err
+	err := conn.Flush()
+	if state == absent && errors.Is(err, unix.ENOENT) {
+		return nil // the whole table is gone
 	}
-	return nil
+	return err
 }
 
-// eachSet calls change with each set and the slot's element of it.
-func (f *firewall) eachSet(slot Slot, change func(*nftables.Set, []nftables.SetElement) error) error {
-	link := linkKey(slot.Link)
-	guest := append(linkKey(slot.Link), slot.Guest.Addr().AsSlice()...)
-	gateway := append(linkKey(slot.Link), slot.Gateway.AsSlice()...)
-	return errors.Join(
-		change(f.links, []nftables.SetElement{{Key: link}}),
-		change(f.guests, []nftables.SetElement{{Key: guest}}),
-		change(f.gateways, []nftables.SetElement{{Key: gateway}}),
-	)
+// part is a slot's element of one set, and the standings in which it is there.
+type part struct {
+	set       *nftables.Set
+	element   []nftables.SetElement
+	standings []standing
+}
+
+func (p part) in(state standing) bool { return slices.Contains(p.standings, state) }
+
+func (f *firewall) parts(slot Slot) []part {
+	element := func(key []byte) []nftables.SetElement { return []nftables.SetElement{{Key: key}} }
+	guest := slot.Guest.Addr().AsSlice()
+	present := []standing{admitted, held}
+	return []part{
+		{f.links, element(linkKey(slot.Link)), present},
+		{f.guests, element(append(linkKey(slot.Link), guest...)), present},
+		{f.gateways, element(append(linkKey(slot.Link), slot.Gateway.AsSlice()...)), present},
+		{f.held, element(linkKey(slot.Link)), []standing{held}},
+		{f.parked, element(guest), []standing{parked}},
+	}
+}
+
+// heldLinks returns the names of the links that are held. Without a table there are none.
+func (f *firewall) heldLinks() (map[string]bool, error) {
+	names := make(map[string]bool)
+	conn := &nftables.Conn{}
+	// Its elements are not asked for first: that error cannot be told from others.
+	if _, err := conn.GetSetByName(f.table, f.held.Name); errors.Is(err, unix.ENOENT) {
+		return names, nil
+	} else if err != nil {
+		return nil, err
+	}
+	elements, err := conn.GetSetElements(f.held)
+	if err != nil {
+		return nil, err
+	}
+	for _, element := range elements {
+		names[unix.ByteSliceToString(element.Key)] = true
+	}
+	return names, nil
 }
 
 // linkKey is a link's name as the kernel compares it, filled up with NUL bytes.

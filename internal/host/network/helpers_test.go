@@ -119,7 +119,7 @@ func hasTable(t testing.TB, instance string) bool {
 func elements(t testing.TB, f *firewall) int {
 	t.Helper()
 	total := 0
-	for _, set := range []*nftables.Set{f.links, f.guests, f.gateways} {
+	for _, set := range []*nftables.Set{f.links, f.guests, f.gateways, f.held, f.parked} {
 		found, err := new(nftables.Conn).GetSetElements(set)
 		if err != nil {
 			t.Fatalf("elements of %s: %v", set.Name, err)
@@ -143,7 +143,7 @@ func traces(t testing.TB, n *Network, slot Slot) []string {
 	} else if !isNoLink(err) {
 		t.Fatal(err)
 	}
-	if mine, err := n.leases.mine(slot.Index); err != nil {
+	if _, mine, err := n.leases.mine(slot.Index); err != nil {
 		t.Fatal(err)
 	} else if mine {
 		found = append(found, "lease")

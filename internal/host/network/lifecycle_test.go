@@ -33,7 +33,7 @@ func TestSweepAfterCrashLeavesNothing(t *testing.T) {
 	kept, lost := mustAcquire(t, first), mustAcquire(t, first)
 	// A crash at the very beginning of a third: only the lease is there.
 	bare := first.plan.slot((lost.Index + 1) % first.plan.capacity())
-	if claimed, err := first.leases.claim(bare.Index); err != nil || !claimed {
+	if _, claimed, err := first.leases.claim(bare.Index); err != nil || !claimed {
 		t.Fatalf("claim: %t, %v", claimed, err)
 	}
 	crash(first)
@@ -188,8 +188,8 @@ func TestAcquireRemovesLeftoversWithoutALease(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	got, claimed, err := again.tryAcquire(t.Context(), slot.Index)
-	if err != nil || !claimed || got != slot {
+	got, claimed, err := again.tryAcquire(t.Context(), slot.Index, admitted)
+	if err != nil || !claimed || got.Index != slot.Index || !n.plan.made(got) {
 		t.Fatalf("got %+v, %t, %v, want the same slot", got, claimed, err)
 	}
 	if err := again.Release(t.Context(), got); err != nil {
@@ -334,7 +334,7 @@ func TestAcquireSkipsWhatTheHostUses(t *testing.T) {
 	n := open(t, newConfig(t))
 	slot := n.plan.slot(77)
 	n.plan.taken = []netip.Prefix{netip.PrefixFrom(slot.Guest.Addr(), 32)}
-	if _, claimed, err := n.tryAcquire(t.Context(), slot.Index); claimed || err != nil {
+	if _, claimed, err := n.tryAcquire(t.Context(), slot.Index, admitted); claimed || err != nil {
 		t.Errorf("claimed %t, %v", claimed, err)
 	}
 }
@@ -405,7 +405,7 @@ func TestSweepFinishesEveryHalfBuiltSlot(t *testing.T) {
 		name string
 		do   func(Slot) error
 	}{
-		{"lease", func(slot Slot) error { _, err := n.leases.claim(slot.Index); return err }},
+		{"lease", func(slot Slot) error { _, _, err := n.leases.claim(slot.Index); return err }},
 		{"firewall", n.firewall.admit},
 		{"namespace's file", func(slot Slot) error {
 			return errors.Join(os.MkdirAll(namespaceDir, 0o755), os.WriteFile(slot.Namespace, nil, 0o444))

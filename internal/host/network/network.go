@@ -104,14 +104,18 @@ func (c *Config) complete() error {
 	return nil
 }
 
-// Slot is one sandbox's network. It is a plain value, fully determined by its index and
-// the instance's prefix, and may be stored.
+// Slot is one sandbox's network. It is a plain value and may be stored. All but Lease
+// follows from its index and the instance's prefix.
 type Slot struct {
 	Index     int
 	Namespace string       // absolute path of the network namespace
 	Link      string       // name of the host's end of the veth pair
 	Gateway   netip.Addr   // address of the host's end, and the guest's DNS server
 	Guest     netip.Prefix // the guest's address, with the length of its subnet
+
+	// Lease tells this taking of the slot from earlier and later ones of the same index, so
+	// that who holds on to a Slot for too long does nothing to the next one's.
+	Lease string `json:",omitempty"`
 }
 
 // valid tells a slot from a zero one, which must not be taken for slot 0.
@@ -120,21 +124,18 @@ func (s Slot) valid() bool { return s.Index >= 0 && s.Link == linkName(s.Index) 
 // Network hands out the slots of one instance. It is made by Open, is safe for concurrent
 // use, and ends with Close, after which it hands out nothing any more.
 type Network struct {
-	config   Config
-	log      *slog.Logger
-	leases   leases
-	firewall *firewall
-	dns      *dnsforward.Forwarder
-	holdings *holdings
-	plan     plan
-	mtu      int // of the host's way out, in bytes
+	*maker
+	config Config
 
 	// cursor makes Acquire go round through the indexes, so that an address just given
 	// back rests as long as possible before another guest gets it.
 	cursor atomic.Uint32
 
-	// busy serialises work on one index; indexes share the locks by turns.
-	busy [64]sync.Mutex
+	// busy serialises work on one index.
+	busy indexLocks
+
+	// retiring counts the slots that are being given back with nobody waiting for it.
+	retiring sync.WaitGroup
 }
 
 // Open makes the host ready for slots: it turns on forwarding and puts the nftables table
@@ -147,15 +148,14 @@ func Open(ctx context.Context, c Config) (*Network, error) {
 	if os.Geteuid() != 0 {
 		return nil, fault.New(fault.HostUnavailable, "sandbox networks need root; start Wrenn as root")
 	}
-	n := &Network{
-		config:   c,
+	n := &Network{config: c, maker: &maker{
 		log:      c.Log,
 		leases:   leases{dir: c.LeaseDir, owner: owner{Instance: c.Instance, DataDir: c.DataDir}},
 		firewall: newFirewall(c.Instance, c.Prefix),
 		dns:      dnsforward.New(c.ResolvConf, c.Log),
 		holdings: newHoldings(),
 		plan:     plan{prefix: c.Prefix},
-	}
+	}}
 	if err := enableForwarding(); err != nil {
 		return nil, fault.Wrap(err, fault.HostUnavailable,
 			"cannot turn on IPv4 forwarding; run `sysctl -w net.ipv4.ip_forward=1` and start again")
@@ -174,25 +174,30 @@ func Open(ctx context.Context, c Config) (*Network, error) {
 		return nil, err
 	}
 	// Instances begin at different places, so that they do not compete for every index.
-	start, err := strconv.ParseUint(c.Instance, 16, 32)
+	number, err := strconv.ParseUint(c.Instance, 16, 32)
 	if err != nil {
 		return nil, fmt.Errorf("instance %q: %w", c.Instance, err)
 	}
-	n.cursor.Store(uint32(start % uint64(n.plan.capacity())))
+	n.removals.group = uint32(number)
+	n.cursor.Store(uint32(number % uint64(n.plan.capacity())))
 	return n, nil
 }
 
 // installFirewall puts the table in place with the slots that are leased to this
 // instance: their guests may be running, and must not go a moment without rules.
 func (n *Network) installFirewall(ctx context.Context) error {
-	indexes, err := n.leases.ours()
+	ours, err := n.leases.ours()
 	if err != nil {
 		return fault.Wrap(err, fault.HostUnavailable, "cannot read the register of network slots in %s", n.config.LeaseDir)
 	}
-	var slots []Slot
-	for _, index := range indexes {
-		if index < n.plan.capacity() {
-			slots = append(slots, n.plan.slot(index))
+	slots := make(map[Slot]standing)
+	for index, held := range ours {
+		if index >= n.plan.capacity() {
+			continue
+		}
+		slots[n.plan.slot(index)] = admitted
+		if !held.ParkedAt.IsZero() {
+			slots[n.plan.slot(index)] = parked
 		}
 	}
 	if err := n.firewall.install(slots); err != nil {
@@ -207,24 +212,25 @@ func (n *Network) installFirewall(ctx context.Context) error {
 	return nil
 }
 
-// Close stops the DNS forwarders. Slots stay, and while there are any of this instance,
-// so does the table: guests that outlive this process stay isolated. Without slots the
-// table goes too.
+// Close stops the DNS forwarders, when all that was to be given back is. Other slots stay,
+// and while there are any of this instance, so does the table: guests that outlive this
+// process stay isolated, and what is held stays held. Without slots the table goes too.
 func (n *Network) Close() error {
+	n.retiring.Wait()
 	for _, server := range n.holdings.close() {
 		server.Close()
 	}
 
-	indexes, err := n.leases.ours()
-	if err != nil || len(indexes) > 0 {
+	ours, err := n.leases.ours()
+	if err != nil || len(ours) > 0 {
 		return err
 	}
 	return errors.Join(n.firewall.remove(), n.leases.unregister())
 }
 
-// lock serialises work on one index and returns what ends it.
-func (n *Network) lock(index int) (unlock func()) {
-	mu := &n.busy[index%len(n.busy)]
-	mu.Lock()
-	return mu.Unlock
+// owned reports whether slot is the one that this instance has now, and not one of the
+// same index that was given back since, nor one that is parked.
+func (n *Network) owned(slot Slot) (bool, error) {
+	held, mine, err := n.leases.mine(slot.Index)
+	return mine && held.of(slot) && held.ParkedAt.IsZero(), err
 }

@@ -27,6 +27,12 @@ func (p plan) slot(index int) Slot {
 	}
 }
 
+// made reports whether slot is, but for its lease, as this plan makes it.
+func (p plan) made(slot Slot) bool {
+	slot.Lease = ""
+	return slot.Index < p.capacity() && slot == p.slot(slot.Index)
+}
+
 // usable reports whether the slot's subnet is free of the host's own addresses and routes.
 func (p plan) usable(slot Slot) bool {
 	for _, taken := range p.taken {

@@ -64,7 +64,7 @@ func TestLeases(t *testing.T) {
 	}
 	claim := func(l leases, index int, want bool) {
 		t.Helper()
-		if got, err := l.claim(index); err != nil || got != want {
+		if _, got, err := l.claim(index); err != nil || got != want {
 			t.Errorf("claim of %d by %s: %t, %v, want %t", index, l.owner.Instance, got, err, want)
 		}
 	}
@@ -79,19 +79,23 @@ func TestLeases(t *testing.T) {
 	claim(mine, 9, false)
 
 	all, err := mine.all()
-	if diff := cmp.Diff(map[int]owner{7: mine.owner, 8: other.owner}, all); err != nil || diff != "" {
+	owners := make(map[int]owner)
+	for index, found := range all {
+		owners[index] = found.owner
+	}
+	if diff := cmp.Diff(map[int]owner{7: mine.owner, 8: other.owner}, owners); err != nil || diff != "" {
 		t.Errorf("all: %v (-want +got):\n%s", err, diff)
 	}
 	if dead, err := mine.deadOwners(); err != nil || !cmp.Equal(dead, []owner{other.owner}) {
 		t.Errorf("dead owners: %v, %v", dead, err)
 	}
-	if ok, err := mine.mine(8); ok || err != nil {
+	if _, ok, err := mine.mine(8); ok || err != nil {
 		t.Errorf("mine(8): %t, %v", ok, err)
 	}
 	if err := errors.Join(mine.drop(7), mine.drop(7)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := mine.holder(7); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := mine.get(7); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a dropped lease: %v", err)
 	}
 	// The owner's file is cleaned away under a running process.

@@ -42,6 +42,7 @@ type match = []expr.Any
 // addRules fills the table:
 //
 //	guard    before conntrack: from our links comes IPv4 with the slot's own source, or nothing
+//	hold     before conntrack where it can be: nothing to a guest that is held or away
 //	input    guest to host: answers, DNS at the link's own gateway, nothing else
 //	forward  guest to the world: what is not closed, up to maxFlows; the world to a guest: answers
 //	clamp    TCP segments fit the path even where "too big" messages get lost
@@ -62,9 +63,22 @@ func (f *firewall) addRules(conn *nftables.Conn) {
 
 	guard := base("guard", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
 	rule(guard, f.notFromGuest(), verdict(expr.VerdictAccept))
+	rule(guard, f.toHeld(expr.MetaKeyIIFNAME), verdict(expr.VerdictDrop))
 	rule(guard, notIPv4(), verdict(expr.VerdictDrop))
 	rule(guard, inLinkAnd(sourceOffset, f.guests, true), verdict(expr.VerdictDrop))
 	rule(guard, redirectMessage(), verdict(expr.VerdictDrop))
+
+	// What a held guest sends must not reach conntrack: the end of a sandbox that was written
+	// down closes its connections, and conntrack would forget them. Of what is sent to it no
+	// packet may look for its link's other end, lest the host's sockets hear that it is
+	// unreachable: that is why the host's own packets are dropped on their way out.
+	for name, hook := range map[string]*nftables.ChainHook{
+		"hold_output": nftables.ChainHookOutput, "hold_forward": nftables.ChainHookForward,
+	} {
+		hold := base(name, hook, nftables.ChainPriorityRaw)
+		rule(hold, f.toHeld(expr.MetaKeyOIFNAME), verdict(expr.VerdictDrop))
+		rule(hold, f.toParked(), verdict(expr.VerdictDrop))
+	}
 
 	input := base("input", nftables.ChainHookInput, nftables.ChainPriorityFilter)
 	rule(input, f.notFromGuest(), verdict(expr.VerdictAccept))
@@ -141,6 +155,14 @@ func (f *firewall) link(key expr.MetaKey, invert bool) match {
 	}
 }
 
+// toHeld matches packets whose incoming or outgoing link is held.
+func (f *firewall) toHeld(key expr.MetaKey) match {
+	return match{
+		&expr.Meta{Key: key, Register: reg},
+		&expr.Lookup{SourceRegister: reg, SetName: f.held.Name, SetID: f.held.ID},
+	}
+}
+
 func (f *firewall) notFromGuest() match { return f.link(expr.MetaKeyIIFNAME, true) }
 
 // linkIsSlot compares the beginning of the incoming or outgoing link's name with that of
@@ -189,6 +211,15 @@ func (f *firewall) toClosedRange() match {
 	return append(family(expr.CmpOpEq),
 		address(destinationOffset, reg),
 		&expr.Lookup{SourceRegister: reg, SetName: f.closed.Name, SetID: f.closed.ID},
+	)
+}
+
+// toParked matches packets to guests that are away. Without their links they would leave by
+// the host's default route.
+func (f *firewall) toParked() match {
+	return append(family(expr.CmpOpEq),
+		address(destinationOffset, reg),
+		&expr.Lookup{SourceRegister: reg, SetName: f.parked.Name, SetID: f.parked.ID},
 	)
 }
 

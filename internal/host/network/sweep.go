@@ -13,7 +13,7 @@ import (
 )
 
 // Sweep removes what crashes have left: every slot that is leased to this instance,
-// except those in keep and those that this process uses, and everything of instances
+// parked or not, except those in keep and those that this process uses, and everything of instances
 // whose data directory no longer exists. It goes on past failures and returns them all.
 func (n *Network) Sweep(ctx context.Context, keep []int) error {
 	all, err := n.leases.all()
@@ -55,9 +55,12 @@ func (n *Network) Sweep(ctx context.Context, keep []int) error {
 
 // sweepOurs releases a slot of this instance that no living process uses.
 func (n *Network) sweepOurs(index int) error {
-	defer n.lock(index)()
+	defer n.busy.lock(index)()
 	if n.holdings.has(index) {
 		return nil
+	}
+	if _, mine, err := n.leases.mine(index); err != nil || !mine {
+		return err
 	}
 	if err := n.release(index); err != nil {
 		return fmt.Errorf("slot %d: %w", index, err)
@@ -69,7 +72,7 @@ func (n *Network) sweepOurs(index int) error {
 // sweepOrphan removes a slot whose instance is gone, and reports whether it did. Its
 // elements in that instance's table go with the table.
 func sweepOrphan(l leases, index int) (bool, error) {
-	holder, err := l.holder(index)
+	holder, err := l.get(index)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && holder.alive() {
 		return false, nil
 	}
@@ -116,7 +119,7 @@ func (n *Network) check(ctx context.Context, slot Slot) error {
 	gone := func(cause error) error {
 		return fault.Wrap(cause, fault.NotFound, "network slot %d no longer exists", slot.Index)
 	}
-	mine, err := n.leases.mine(slot.Index)
+	mine, err := n.owned(slot)
 	if err != nil {
 		return failed(ctx, err, "cannot read the register of network slots in %s", n.config.LeaseDir)
 	}
