@@ -44,11 +44,11 @@ var _ runtime.Checkpointer = (*Driver)(nil)
 // saving fails. So the guest is frozen first, written down with the kind of checkpoint that
 // goes on, and stays frozen since freezes are counted.
 func (d *Driver) Checkpoint(ctx context.Context, id, dir string) error {
-	if err := d.describe(id, dir); err != nil {
-		return fmt.Errorf("checkpoint %s: %w", id, err)
-	}
 	if err := d.haveRoom(ctx, id, dir); err != nil {
 		return err
+	}
+	if err := d.describe(id, dir); err != nil {
+		return fmt.Errorf("checkpoint %s: %w", id, err)
 	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("checkpoint %s: %w", id, err)

@@ -1,14 +1,18 @@
 package gvisor
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/wrenn-sandbox/wrenn/internal/host/image"
@@ -17,7 +21,21 @@ import (
 	"github.com/wrenn-sandbox/wrenn/internal/testenv"
 )
 
-func TestConformance(t *testing.T) {
+// place is where a driver is tested, with all that it needs.
+type place struct {
+	config Config
+	driver *Driver
+	slots  *network.Network
+	// held are the slots in use, by their namespaces.
+	held  map[string]network.Slot
+	image string
+}
+
+// instances makes names that differ within one test run.
+var instances atomic.Uint32
+
+func newPlace(t testing.TB) *place {
+	t.Helper()
 	// The path of a control socket is limited to 107 bytes; a test's directory is not.
 	runDir, err := os.MkdirTemp("/run", "wrenn-test-")
 	if err != nil {
@@ -28,16 +46,13 @@ func TestConformance(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	config := Config{
+	p := &place{held: map[string]network.Slot{}, config: Config{
 		Binary: testenv.Bin(t, "runsc"), ProgramsDir: t.TempDir(), RunDir: runDir, OverlayDir: t.TempDir(),
 		CgroupParent: filepath.Base(runDir), Log: slog.Default(),
-	}
-	driver, err := New(config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	}}
+	p.driver = p.another(t)
 	t.Cleanup(func() {
-		if err := driver.Close(); err != nil {
+		if err := p.driver.Close(); err != nil {
 			t.Error(err)
 		}
 		if left, _ := filepath.Glob(filepath.Join(runDir, "*")); len(left) > 0 {
@@ -52,49 +67,131 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	slots, err := network.Open(t.Context(), network.Config{Instance: fmt.Sprintf("%08x", os.Getpid()), DataDir: t.TempDir(), Log: slog.Default()})
+	p.image = base.Path
+	instance := fmt.Sprintf("%06x%02x", os.Getpid()&0xffffff, instances.Add(1))
+	p.slots, err = network.Open(t.Context(), network.Config{Instance: instance, DataDir: t.TempDir(), Log: slog.Default()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(slots.Sweep(context.Background(), nil), slots.Close()); err != nil {
+		if err := errors.Join(p.slots.Sweep(context.Background(), nil), p.slots.Close()); err != nil {
 			t.Error(err)
 		}
 	})
-	held := map[string]network.Slot{}
+	return p
+}
+
+// another returns a driver like the one of the place.
+func (p *place) another(t testing.TB) *Driver {
+	t.Helper()
+	driver, err := New(p.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return driver
+}
+
+func (p *place) slot(t testing.TB) network.Slot {
+	t.Helper()
+	slot, err := p.slots.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.slots.Release(context.Background(), slot); err != nil {
+			t.Error(err)
+		}
+	})
+	p.held[slot.Namespace] = slot
+	return slot
+}
+
+// renew puts back into a namespace what a start has taken.
+func (p *place) renew(t testing.TB, namespace string) {
+	t.Helper()
+	if err := p.slots.Configure(t.Context(), p.held[namespace]); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestConformance(t *testing.T) {
+	p := newPlace(t)
 	runtimetest.Run(t, runtimetest.Env{
-		Driver: driver, RootFS: base.Path, EnvdDir: envdDir(t),
+		Driver: p.driver, RootFS: p.image, EnvdDir: envdDir(t),
 		Namespace: func(t *testing.T) (string, netip.Addr) {
-			slot, err := slots.Acquire(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := slots.Release(context.Background(), slot); err != nil {
-					t.Error(err)
-				}
-			})
-			held[slot.Namespace] = slot
+			slot := p.slot(t)
 			return slot.Namespace, slot.Guest.Addr()
 		},
-		Renew: func(t *testing.T, namespace string) {
-			if err := slots.Configure(t.Context(), held[namespace]); err != nil {
-				t.Fatal(err)
-			}
-		},
-		Another: func(t *testing.T) runtimetest.Driver {
-			another, err := New(config)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return another
-		},
-		Leftovers: driver.leftovers,
+		Renew:     func(t *testing.T, namespace string) { p.renew(t, namespace) },
+		Another:   func(t *testing.T) runtimetest.Driver { return p.another(t) },
+		Elsewhere: p.checkpointElsewhere,
+		Leftovers: p.driver.leftovers,
 	})
 }
 
+// checkpointVariable holds, as JSON, what a test process is to checkpoint in place of
+// running tests.
+const checkpointVariable = "WRENN_TEST_CHECKPOINT"
+
+type checkpointOrder struct {
+	Config  Config
+	ID, Dir string
+}
+
+func TestMain(m *testing.M) {
+	if order := os.Getenv(checkpointVariable); order != "" {
+		if err := obey(order); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func obey(order string) error {
+	var o checkpointOrder
+	if err := json.Unmarshal([]byte(order), &o); err != nil {
+		return err
+	}
+	o.Config.Log = slog.Default()
+	driver, err := New(o.Config)
+	if err != nil {
+		return err
+	}
+	fmt.Println("begin")
+	return driver.Checkpoint(context.Background(), o.ID, o.Dir)
+}
+
+// checkpointElsewhere begins a checkpoint in another process.
+func (p *place) checkpointElsewhere(t *testing.T, id, dir string) (kill func()) {
+	t.Helper()
+	config := p.config
+	config.Log = nil
+	order, err := json.Marshal(checkpointOrder{config, id, dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), checkpointVariable+"="+string(order))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "begin\n" {
+		t.Fatalf("the other process says %q (%v)", line, err)
+	}
+	return func() {
+		_ = cmd.Process.Kill() // it may be done
+		_ = cmd.Wait()         // it was killed
+	}
+}
+
 // envdDir returns a directory that holds the guest daemon and nothing else.
-func envdDir(t *testing.T) string {
+func envdDir(t testing.TB) string {
 	t.Helper()
 	data, err := os.ReadFile(testenv.Bin(t, "envd"))
 	if err != nil {

@@ -4,17 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/host/guestclient"
-	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
 )
 
 // smallSecret and largeSecret are what witnesses have in memory, in bytes.
@@ -178,159 +173,6 @@ func copiesAreAlikeAndApart(t *testing.T, env Env) {
 	b.want(t, "cat /root/common", "common")
 }
 
-// tinyDisk is a file system in memory of so many MiB.
-func tinyDisk(t *testing.T, mib int) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm", mib)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
-func failedCheckpointIsNotNoticed(t *testing.T, env Env) {
-	g := env.start(t, "conformfull")
-	w := g.bringWitness(t, largeSecret)
-	before := w.says(t, "prove")
-	if err := env.Driver.Checkpoint(t.Context(), g.id, tinyDisk(t, 8)); !fault.Is(err, fault.NoSpace) {
-		t.Errorf("a checkpoint to a disk of 8 MiB: %v", err)
-	}
-	if err := env.Driver.Checkpoint(t.Context(), g.id, filepath.Join(t.TempDir(), "none")); err == nil {
-		t.Error("a checkpoint to no directory succeeded")
-	}
-	if err := env.Driver.Checkpoint(t.Context(), "conformnobody", t.TempDir()); !fault.Is(err, fault.NotFound) {
-		t.Errorf("a checkpoint of nothing: %v", err)
-	}
-	env.goesOn(t, g, before)
-	// And the next one is whole.
-	g = env.renew(t, g, env.checkpoint(t, g.id))
-	env.goesOn(t, g, before)
-}
-
-// goesOn expects a witness to run and to have forgotten nothing.
-func (env Env) goesOn(t *testing.T, g guest, before testimony) {
-	t.Helper()
-	now := g.witness().says(t, "prove")
-	if now.Secret != before.Secret || now.Count < before.Count {
-		t.Errorf("it had %+v and has %+v", before, now)
-	}
-	if !eventually(func() bool { later, err := g.witness().ask("look"); return err == nil && later.Count > now.Count }) {
-		t.Error("it does not run on")
-	}
-	g.want(t, "echo usable", "usable")
-}
-
-func cancelledCheckpointIsNotNoticed(t *testing.T, env Env) {
-	g := env.start(t, "conformcancel")
-	before := g.bringWitness(t, largeSecret).says(t, "prove")
-	for _, after := range []int{0, 1, 3, 10, 20, 40, 80} {
-		cut := time.Duration(after) * time.Millisecond
-		ctx, cancel := context.WithTimeout(t.Context(), cut)
-		err := env.Driver.Checkpoint(ctx, g.id, t.TempDir())
-		cancel()
-		if err == nil { // it was quicker than the cut
-			err = env.Driver.Thaw(t.Context(), g.id)
-		} else if errors.Is(err, context.DeadlineExceeded) {
-			err = nil
-		}
-		if err != nil {
-			t.Errorf("cut off after %v: %v", cut, err)
-		}
-		env.goesOn(t, g, before)
-	}
-}
-
-func failedRestoreLeavesNothing(t *testing.T, env Env) {
-	g := env.start(t, "conformwhole")
-	g.bringWitness(t, smallSecret)
-	dir := env.checkpoint(t, g.id)
-	files, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range files {
-		broken := t.TempDir()
-		if err := os.CopyFS(broken, os.DirFS(dir)); err != nil {
-			t.Fatal(err)
-		}
-		// Nothing of a checkpoint can be done without.
-		if err := os.Truncate(filepath.Join(broken, file.Name()), 0); err != nil {
-			t.Fatal(err)
-		}
-		_ = env.failsToStart(t, "without "+file.Name(), broken, nil)
-	}
-	_ = env.failsToStart(t, "no directory", filepath.Join(t.TempDir(), "none"), nil)
-	if err := env.Driver.Thaw(t.Context(), g.id); err != nil {
-		t.Fatal(err)
-	}
-	g.want(t, "echo untouched", "untouched")
-}
-
-// failsToStart expects a start from a checkpoint to fail and to leave nothing.
-func (env Env) failsToStart(t *testing.T, what, dir string, before func(context.Context) error) error {
-	t.Helper()
-	namespace, _ := env.Namespace(t)
-	spec := env.spec("conformhalf", namespace)
-	spec.Checkpoint, spec.BeforeRestore = dir, before
-	err := env.Driver.Start(t.Context(), spec)
-	if err == nil {
-		t.Errorf("%s: started", what)
-		env.destroy(t, spec.ID)
-	}
-	env.expectNothing(t, spec.ID)
-	return err
-}
-
-func beforeRestoreIsHeard(t *testing.T, env Env) {
-	g := env.start(t, "conformheard")
-	w := g.bringWitness(t, smallSecret)
-	dir := env.checkpoint(t, g.id)
-	if err := env.Driver.Thaw(t.Context(), g.id); err != nil {
-		t.Fatal(err)
-	}
-	refusal := fault.New(fault.InvalidState, "it is damaged")
-	err := env.failsToStart(t, "refused", dir, func(context.Context) error { return refusal })
-	if !errors.Is(err, refusal) {
-		t.Errorf("a refused restore says %v", err)
-	}
-	// What cannot even be prepared cuts the wait off.
-	namespace, _ := env.Namespace(t)
-	spec := env.spec("conformhalf", namespace)
-	spec.Checkpoint, spec.Mounts[0].Source = dir, filepath.Join(t.TempDir(), "none")
-	spec.BeforeRestore = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
-	if err := env.Driver.Start(t.Context(), spec); err == nil || errors.Is(err, context.Canceled) {
-		t.Errorf("a restore without its mount says %v", err)
-	}
-	env.expectNothing(t, spec.ID)
-
-	namespace, address := env.Namespace(t)
-	spec = env.spec("conformlate", namespace)
-	spec.Checkpoint = dir
-	spec.BeforeRestore = func(context.Context) error {
-		// Nothing of the copy may run before this returns, so it takes its time: until the
-		// source has counted on.
-		began := w.says(t, "look").Count
-		if !eventually(func() bool { said, err := w.ask("look"); return err == nil && said.Count > began+100 }) {
-			return errors.New("the source does not count")
-		}
-		dialer := net.Dialer{Timeout: 50 * time.Millisecond}
-		if conn, err := dialer.DialContext(t.Context(), "tcp", guest{address: address}.witness().address); err == nil {
-			return errors.Join(errors.New("the copy runs already"), conn.Close())
-		}
-		return nil
-	}
-	t.Cleanup(func() { env.destroy(t, spec.ID) })
-	if err := env.Driver.Start(t.Context(), spec); err != nil {
-		t.Fatal(err)
-	}
-	env.meet(t, guest{id: spec.ID, namespace: namespace, address: address}).want(t, "hostname", spec.ID)
-}
-
 // A driver knows of a sandbox what the machine knows, so that another process goes on
 // where one has died.
 func anotherProcessDrivesIt(t *testing.T, env Env) {
@@ -378,55 +220,4 @@ func anotherProcessDrivesIt(t *testing.T, env Env) {
 		t.Fatal(err)
 	}
 	env.goesOn(t, env.meet(t, g), before)
-}
-
-const (
-	usageMB = 64
-	mib     = 1 << 20
-)
-
-func usageIsTold(t *testing.T, env Env) {
-	g := env.start(t, "conformusage")
-	usage := func() runtime.Usage {
-		t.Helper()
-		used, err := env.Driver.Usage(t.Context(), g.id)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return used
-	}
-	before := usage()
-	if before.MemoryBytes == 0 || before.MemoryBytes > memoryMB*mib || before.CPU == 0 {
-		t.Errorf("an idle sandbox uses %+v", before)
-	}
-	g.want(t, "timeout 1 sh -c 'while :; do :; done'; echo burnt", "burnt")
-	if cpu := usage().CPU - before.CPU; cpu < 500*time.Millisecond || cpu > 10*time.Second {
-		t.Errorf("a busy second took %v", cpu)
-	}
-	g.want(t, fmt.Sprintf("head -c %d /dev/urandom > /root/big; sync; echo written", usageMB*mib), "written")
-	written := usage()
-	if grown := int64(written.DiskBytes - before.DiskBytes); grown < usageMB*mib || grown > 2*usageMB*mib {
-		t.Errorf("%d MiB written count as %d", usageMB, grown/mib)
-	}
-	if grown := int64(written.MemoryBytes) - int64(before.MemoryBytes); grown > usageMB*mib/2 {
-		t.Errorf("a file counts as %d MiB of memory", grown/mib)
-	}
-	g.want(t, "rm /root/big; sync; echo removed", "removed")
-	if !eventually(func() bool { return usage().DiskBytes < before.DiskBytes+usageMB*mib/4 }) {
-		t.Errorf("after the removal it is %d MiB", usage().DiskBytes/mib)
-	}
-	g.bringWitness(t, usageMB*mib)
-	if grown := int64(usage().MemoryBytes - before.MemoryBytes); grown < usageMB*mib {
-		t.Errorf("a process with %d MiB counts as %d", usageMB, grown/mib)
-	}
-	g.want(t, "pkill python3; echo ended", "ended")
-	if !eventually(func() bool { return usage().MemoryBytes < before.MemoryBytes+usageMB*mib/2 }) {
-		t.Errorf("after its end the sandbox holds %d MiB", usage().MemoryBytes/mib)
-	}
-	env.destroy(t, g.id)
-	for _, id := range []string{g.id, "conformnever"} {
-		if _, err := env.Driver.Usage(t.Context(), id); !fault.Is(err, fault.NotFound) {
-			t.Errorf("usage of %s, which does not run: %v", id, err)
-		}
-	}
 }

@@ -27,6 +27,9 @@ type Env struct {
 	// Another returns a driver such as another process of ours would make over the same
 	// sandboxes.
 	Another func(t *testing.T) Driver
+	// Elsewhere begins a checkpoint in another process and returns, as soon as it has
+	// begun, what kills that process and waits for its end.
+	Elsewhere func(t *testing.T, id, dir string) (kill func())
 	// RootFS is an EROFS image of the Debian base; EnvdDir holds the guest daemon.
 	RootFS  string
 	EnvdDir string
@@ -79,6 +82,8 @@ func Run(t *testing.T, env Env) {
 		"CopiesAreAlikeAndApart":          copiesAreAlikeAndApart,
 		"FailedCheckpointIsNotNoticed":    failedCheckpointIsNotNoticed,
 		"CancelledCheckpointIsNotNoticed": cancelledCheckpointIsNotNoticed,
+		"FullDiskIsNotNoticed":            fullDiskIsNotNoticed,
+		"KilledCheckpointCanBeThawed":     killedCheckpointCanBeThawed,
 		"FailedRestoreLeavesNothing":      failedRestoreLeavesNothing,
 		"BeforeRestoreIsHeard":            beforeRestoreIsHeard,
 		"AnotherProcessDrivesIt":          anotherProcessDrivesIt,
