@@ -291,7 +291,7 @@ func FuzzWatchDir(f *testing.F) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		frame := append([]byte{0, byte(len(body) >> 24), byte(len(body) >> 16), byte(len(body) >> 8), byte(len(body))}, body...)
-		for path, kind := range map[string]string{"WatchDir": "application/connect+json", "CreateWatcher": "application/json", "GetWatcherEvents": "application/json"} {
+		for path, kind := range map[string]string{"WatchDir": "application/connect+json", "CreateWatcher": "application/json", "GetWatcherEvents": "application/json", "RemoveWatcher": "application/json"} {
 			send := body
 			if path == "WatchDir" {
 				send = frame
