@@ -7,38 +7,33 @@ import (
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
 
-// anyIndex is the preference of who has none.
-const anyIndex = -1
-
-// Acquire makes a slot that nobody else has. If it fails nothing is left of it. The
-// error is fault.HostUnavailable if all slots are in use or the kernel refuses one.
-func (n *Network) Acquire(ctx context.Context) (Slot, error) { return n.acquireAny(ctx, admitted) }
-
-// AcquireSlot is Acquire of a slot that is held from its first moment, so that a guest
-// can be put into it that has connections already: let it go on with Unhold. The slot is
-// that of the index prefer, if nobody has it, or else any; -1 prefers none.
+// AcquireSlot is Acquire of the slot of the index prefer, if nobody has it, or else of any;
+// -1 prefers none. It is a new slot either way: what an earlier guest of it had open does
+// not go on, for which there is Unpark.
 func (n *Network) AcquireSlot(ctx context.Context, prefer int) (Slot, error) {
-	if prefer != anyIndex && prefer >= 0 && prefer < n.plan.capacity() {
-		slot, claimed, err := n.tryAcquire(ctx, prefer, held)
+	if prefer >= 0 && prefer < n.plan.capacity() {
+		slot, claimed, err := n.tryAcquire(ctx, prefer)
 		if err != nil || claimed {
 			return slot, err
 		}
 	}
-	return n.acquireAny(ctx, held)
+	return n.Acquire(ctx)
 }
 
-func (n *Network) acquireAny(ctx context.Context, state standing) (Slot, error) {
+// Acquire makes a slot that nobody else has. If it fails nothing is left of it. The
+// error is fault.HostUnavailable if all slots are in use or the kernel refuses one.
+func (n *Network) Acquire(ctx context.Context) (Slot, error) {
 	for range n.plan.capacity() {
 		if err := ctx.Err(); err != nil {
 			return Slot{}, err
 		}
 		index := int(n.cursor.Add(1)-1) % n.plan.capacity()
-		slot, claimed, err := n.tryAcquire(ctx, index, state)
+		slot, claimed, err := n.tryAcquire(ctx, index)
 		if err != nil || claimed {
 			return slot, err
 		}
 	}
-	slot, taken, err := n.takeParked(ctx, state)
+	slot, taken, err := n.takeParked(ctx)
 	if err != nil || taken {
 		return slot, err
 	}
@@ -47,7 +42,7 @@ func (n *Network) acquireAny(ctx context.Context, state standing) (Slot, error) 
 }
 
 // tryAcquire makes the slot of index, unless it is taken.
-func (n *Network) tryAcquire(ctx context.Context, index int, state standing) (_ Slot, claimed bool, err error) {
+func (n *Network) tryAcquire(ctx context.Context, index int) (_ Slot, claimed bool, err error) {
 	slot := n.plan.slot(index)
 	if !n.plan.usable(slot) {
 		return Slot{}, false, nil
@@ -63,7 +58,7 @@ func (n *Network) tryAcquire(ctx context.Context, index int, state standing) (_ 
 	if !claimed {
 		return Slot{}, false, nil
 	}
-	if err := n.build(ctx, slot, absent, state); err != nil {
+	if err := n.build(ctx, slot, absent, admitted); err != nil {
 		err = errors.Join(err, n.leases.drop(index))
 		return Slot{}, false, failed(ctx, err, "cannot set up network slot %d", index)
 	}

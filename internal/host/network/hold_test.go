@@ -176,9 +176,8 @@ func TestHoldAndRulesOutliveUs(t *testing.T) {
 	const starts = 20
 	c := newConfig(t)
 	first := open(t, c)
-	free := mustAcquire(t, first)
-	shut, err := first.AcquireSlot(t.Context(), anyIndex)
-	if err != nil {
+	free, shut := mustAcquire(t, first), mustAcquire(t, first)
+	if err := first.Hold(t.Context(), shut); err != nil {
 		t.Fatal(err)
 	}
 	world := newInternet(t)
@@ -241,6 +240,9 @@ func TestSlotsThatAreGoneAreNotTouched(t *testing.T) {
 	}
 	if slot.Index != old.Index || slot.Lease == old.Lease {
 		t.Fatalf("got %+v, want another lease of slot %d", slot, old.Index)
+	}
+	if err := n.Hold(t.Context(), slot); err != nil {
+		t.Fatal(err)
 	}
 	if err := n.Release(t.Context(), old); err != nil {
 		t.Errorf("Release of an old lease: %v", err)

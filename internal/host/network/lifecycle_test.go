@@ -188,7 +188,7 @@ func TestAcquireRemovesLeftoversWithoutALease(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	got, claimed, err := again.tryAcquire(t.Context(), slot.Index, admitted)
+	got, claimed, err := again.tryAcquire(t.Context(), slot.Index)
 	if err != nil || !claimed || got.Index != slot.Index || !n.plan.made(got) {
 		t.Fatalf("got %+v, %t, %v, want the same slot", got, claimed, err)
 	}
@@ -334,7 +334,7 @@ func TestAcquireSkipsWhatTheHostUses(t *testing.T) {
 	n := open(t, newConfig(t))
 	slot := n.plan.slot(77)
 	n.plan.taken = []netip.Prefix{netip.PrefixFrom(slot.Guest.Addr(), 32)}
-	if _, claimed, err := n.tryAcquire(t.Context(), slot.Index, admitted); claimed || err != nil {
+	if _, claimed, err := n.tryAcquire(t.Context(), slot.Index); claimed || err != nil {
 		t.Errorf("claimed %t, %v", claimed, err)
 	}
 }

@@ -37,16 +37,23 @@ func (n *Network) Park(ctx context.Context, slot Slot) error {
 	return nil
 }
 
-// Unpark brings a parked slot back, held as by AcquireSlot, and with its connections. If
-// another has got it meanwhile, or it was released, it is AcquireSlot of the same index,
-// and nothing that the guest had open goes on. If Unpark fails the slot stays parked.
+// Unpark brings a parked slot back with its connections, and held: until the guest is in it
+// again the namespace would reset them. Let it go on with Unhold. If another has got the
+// slot meanwhile, or it was released, Unpark is AcquireSlot and Hold of the same index or
+// any, and nothing that the guest had open goes on. If it fails a parked slot stays parked.
 func (n *Network) Unpark(ctx context.Context, slot Slot) (Slot, error) {
 	back, err := n.unpark(ctx, slot)
 	if err != nil {
 		return Slot{}, failed(ctx, err, "cannot set up network slot %d", slot.Index)
 	}
-	if !back {
-		return n.AcquireSlot(ctx, slot.Index)
+	if back {
+		return slot, nil
+	}
+	if slot, err = n.AcquireSlot(ctx, slot.Index); err != nil {
+		return Slot{}, err
+	}
+	if err := n.Hold(ctx, slot); err != nil {
+		return Slot{}, errors.Join(err, n.Release(ctx, slot))
 	}
 	return slot, nil
 }
@@ -77,23 +84,24 @@ func (n *Network) reopen(ctx context.Context, slot Slot, was lease, state standi
 }
 
 // takeParked makes a slot in the place of the one that has been parked for longest.
-func (n *Network) takeParked(ctx context.Context, state standing) (_ Slot, taken bool, err error) {
+func (n *Network) takeParked(ctx context.Context) (_ Slot, taken bool, err error) {
+	const noIndex = -1
 	for ctx.Err() == nil {
 		ours, err := n.leases.ours()
 		if err != nil {
 			return Slot{}, false, fault.Wrap(err, fault.HostUnavailable, "cannot read the register of network slots in %s", n.config.LeaseDir)
 		}
-		oldest := anyIndex
+		oldest := noIndex
 		for index, found := range ours {
 			if !found.ParkedAt.IsZero() && index < n.plan.capacity() &&
-				(oldest == anyIndex || found.ParkedAt.Before(ours[oldest].ParkedAt)) {
+				(oldest == noIndex || found.ParkedAt.Before(ours[oldest].ParkedAt)) {
 				oldest = index
 			}
 		}
-		if oldest == anyIndex {
+		if oldest == noIndex {
 			return Slot{}, false, nil
 		}
-		slot, taken, err := n.replace(ctx, oldest, ours[oldest].ID, state)
+		slot, taken, err := n.replace(ctx, oldest, ours[oldest].ID)
 		if err != nil {
 			return Slot{}, false, failed(ctx, err, "cannot set up network slot %d", oldest)
 		}
@@ -105,7 +113,7 @@ func (n *Network) takeParked(ctx context.Context, state standing) (_ Slot, taken
 }
 
 // replace gives the parked slot of index to another guest, unless its lease has changed.
-func (n *Network) replace(ctx context.Context, index int, id string, state standing) (Slot, bool, error) {
+func (n *Network) replace(ctx context.Context, index int, id string) (Slot, bool, error) {
 	defer n.busy.lock(index)()
 	found, mine, err := n.leases.mine(index)
 	if err != nil || !mine || found.ID != id || found.ParkedAt.IsZero() {
@@ -115,7 +123,7 @@ func (n *Network) replace(ctx context.Context, index int, id string, state stand
 	n.forget(index)
 	slot := n.plan.slot(index)
 	slot.Lease = newLeaseID()
-	if err := n.reopen(ctx, slot, lease{ID: newLeaseID(), ParkedAt: found.ParkedAt}, state); err != nil {
+	if err := n.reopen(ctx, slot, lease{ID: newLeaseID(), ParkedAt: found.ParkedAt}, admitted); err != nil {
 		return Slot{}, false, err
 	}
 	return slot, true, nil
