@@ -19,7 +19,7 @@ func newSample(at time.Time, cpuPct float64, memory, disk uint64) sample {
 // toKiB rounds up, and stays at 4 TiB for what is more.
 func toKiB(bytes uint64) uint32 {
 	const kib = 1 << 10
-	return uint32(min((bytes+kib-1)/kib, 1<<32-1))
+	return uint32(min(bytes/kib+min(bytes%kib, 1), 1<<32-1))
 }
 
 func (s sample) point() Point {
