@@ -34,6 +34,9 @@ UNIT_TESTS = $(shell go list ./... | grep -vE '/internal/host(/|$$)|/cmd/|/test/
 TEST_TIMEOUT := 10m
 # Under the race detector, tests run with -short: the ones that need minutes skip themselves.
 RACE_TIMEOUT := 5m
+# How long each target of `make fuzz` runs, and how long the fuzzer may make one input smaller.
+FUZZ_TIME ?= 20s
+FUZZ_MINIMIZE := 2s
 
 .PHONY: help
 help: ## List the targets
@@ -107,6 +110,17 @@ lint: bin/golangci-lint ## Run the linters of .golangci.yml
 .PHONY: race
 race: image
 	CGO_ENABLED=1 go test -race -short -timeout $(RACE_TIMEOUT) ./internal/... ./api/...
+
+# Each target by itself: the fuzzer takes one at a time. What it finds it puts under
+# testdata, and `make test` runs that ever after.
+.PHONY: fuzz
+fuzz: ## Fuzz every target for a while each (FUZZ_TIME=20s)
+	@for dir in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n 1 dirname | sort -u); do \
+		for target in $$(grep -ho '^func Fuzz[A-Za-z0-9]*' $$dir/*_test.go | cut -d ' ' -f 2); do \
+			echo "fuzzing $$target in $$dir"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZ_TIME) -fuzzminimizetime $(FUZZ_MINIMIZE) ./$$dir; \
+		done; \
+	done
 
 .PHONY: bench
 bench: image ## Measure this machine and print the numbers as a table
