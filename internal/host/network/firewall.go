@@ -15,6 +15,10 @@ import (
 // tablePrefix begins the name of every instance's table; the instance follows.
 const tablePrefix = "wrenn_"
 
+// layoutName has a number that is to be raised whenever a chain's or a set's name or kind
+// changes, and whenever one comes or goes.
+const layoutName = "layout_1"
+
 // flowsSize is how many guests can be counted at once, more than there are slots.
 const flowsSize = 1 << 16
 
@@ -24,6 +28,7 @@ const flowsSize = 1 << 16
 type firewall struct {
 	prefix   netip.Prefix
 	table    *nftables.Table
+	layout   *nftables.Set // empty; its name tells the layout of the table
 	links    *nftables.Set // the host's ends, by name
 	guests   *nftables.Set // link . the one source address that may come in by it
 	gateways *nftables.Set // link . the one address of the host that it may ask for DNS
@@ -39,6 +44,7 @@ func newFirewall(instance string, prefix netip.Prefix) *firewall {
 	return &firewall{
 		prefix:   prefix,
 		table:    table,
+		layout:   &nftables.Set{Table: table, Name: layoutName, KeyType: nftables.TypeIPAddr},
 		links:    &nftables.Set{Table: table, Name: "links", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 		guests:   &nftables.Set{Table: table, Name: "guests", KeyType: linkAndAddr, Concatenation: true},
 		gateways: &nftables.Set{Table: table, Name: "gateways", KeyType: linkAndAddr, Concatenation: true},
@@ -59,25 +65,35 @@ const (
 	parked                   // there is no link, and what comes for the guest vanishes
 )
 
-// install puts the table in place of an earlier one, with these slots in its sets, in one
-// transaction: there is no moment with half of the rules, or with none. Slots that the
-// earlier table held are held by the new one.
+// install puts the rules in force, with these slots in the sets, in one transaction. Slots
+// that an earlier process has held stay held, and the flows that are counted stay counted.
+//
+// A table of the same layout keeps its chains and sets, and gets new rules and elements:
+// the kernel switches each chain at one moment for any packet. Of two tables that replace
+// one another a packet may come to the new one's chain a moment before its rules count and
+// to the old one's, next in turn, a moment after they do, and be let through by both.
 func (f *firewall) install(slots map[Slot]standing) error {
 	earlier, err := f.heldLinks()
 	if err != nil {
 		return fmt.Errorf("read the earlier table: %w", err)
 	}
 	conn := &nftables.Conn{}
-	// To add before deleting makes it work whether or not there is an earlier table.
 	conn.AddTable(f.table)
-	conn.DelTable(f.table)
-	conn.AddTable(f.table)
-	for _, set := range []*nftables.Set{f.links, f.guests, f.gateways, f.flows, f.held, f.parked} {
+	if _, err := conn.GetSetByName(f.table, f.layout.Name); errors.Is(err, unix.ENOENT) {
+		conn.DelTable(f.table)
+		conn.AddTable(f.table)
+	} else if err != nil {
+		return fmt.Errorf("look for the earlier table: %w", err)
+	}
+	for _, set := range []*nftables.Set{f.layout, f.flows, f.links, f.guests, f.gateways, f.held, f.parked, f.closed} {
 		if err := conn.AddSet(set, nil); err != nil {
 			return fmt.Errorf("set %s: %w", set.Name, err)
 		}
+		if set != f.layout && set != f.flows {
+			conn.FlushSet(set)
+		}
 	}
-	if err := conn.AddSet(f.closed, intervals(closedRanges)); err != nil {
+	if err := conn.SetAddElements(f.closed, intervals(closedRanges)); err != nil {
 		return fmt.Errorf("set %s: %w", f.closed.Name, err)
 	}
 	f.addRules(conn)

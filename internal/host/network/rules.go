@@ -50,14 +50,14 @@ type match = []expr.Any
 func (f *firewall) addRules(conn *nftables.Conn) {
 	accept := policy(nftables.ChainPolicyAccept)
 	base := func(name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) *nftables.Chain {
-		return conn.AddChain(&nftables.Chain{
-			Table: f.table, Name: name, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: priority, Policy: accept,
+		return f.chain(conn, nftables.Chain{
+			Name: name, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: priority, Policy: accept,
 		})
 	}
 	rule := func(chain *nftables.Chain, parts ...match) {
 		conn.AddRule(&nftables.Rule{Table: f.table, Chain: chain, Exprs: slices.Concat(parts...)})
 	}
-	refuse := conn.AddChain(&nftables.Chain{Table: f.table, Name: "refuse"})
+	refuse := f.chain(conn, nftables.Chain{Name: "refuse"})
 	rule(refuse, protocol(unix.IPPROTO_TCP), rejectWithReset())
 	rule(refuse, rejectAsProhibited())
 
@@ -90,12 +90,12 @@ func (f *firewall) addRules(conn *nftables.Conn) {
 	}
 	rule(input, jump(refuse))
 
-	fromGuest := conn.AddChain(&nftables.Chain{Table: f.table, Name: "from_guest"})
+	fromGuest := f.chain(conn, nftables.Chain{Name: "from_guest"})
 	rule(fromGuest, knownConnection(), verdict(expr.VerdictAccept))
 	rule(fromGuest, f.toClosedRange(), jump(refuse))
 	rule(fromGuest, linkIsSlot(expr.MetaKeyOIFNAME, expr.CmpOpEq), jump(refuse))
 	rule(fromGuest, f.tooManyFlows(), jump(refuse))
-	toGuest := conn.AddChain(&nftables.Chain{Table: f.table, Name: "to_guest"})
+	toGuest := f.chain(conn, nftables.Chain{Name: "to_guest"})
 	rule(toGuest, knownConnection(), verdict(expr.VerdictAccept))
 	// Another instance's guest: whichever table comes first, it hears no.
 	rule(toGuest, linkIsSlot(expr.MetaKeyIIFNAME, expr.CmpOpEq), jump(refuse))
@@ -109,11 +109,19 @@ func (f *firewall) addRules(conn *nftables.Conn) {
 		rule(clamp, f.link(side, false), protocol(unix.IPPROTO_TCP), opensConnection(), clampSegments())
 	}
 
-	nat := conn.AddChain(&nftables.Chain{
-		Table: f.table, Name: "nat", Type: nftables.ChainTypeNAT,
+	nat := f.chain(conn, nftables.Chain{
+		Name: "nat", Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Policy: accept,
 	})
 	rule(nat, sourceWithin(f.prefix), linkIsSlot(expr.MetaKeyOIFNAME, expr.CmpOpNeq), match{&expr.Masq{}})
+}
+
+// chain makes a chain of the table, or takes the rules out of the one that is there.
+func (f *firewall) chain(conn *nftables.Conn, c nftables.Chain) *nftables.Chain {
+	c.Table = f.table
+	conn.AddChain(&c)
+	conn.FlushChain(&c)
+	return &c
 }
 
 // maxFlows is how many connections a guest may have at once. Each is an entry of the
