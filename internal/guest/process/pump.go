@@ -19,14 +19,24 @@ func (p *Process) pump(f *os.File, kind Kind) {
 	if kind == Terminal {
 		first, pool = terminalBuffers, terminalBuffers
 	}
+	var flow flow
 	for last := false; ; {
 		b, n, err := read(f, pool)
 		if n > 0 {
 			full := n == len(b.data)
 			p.output.publish(kind, b, n)
-			if pool = first; full && kind != Terminal {
+			pool = first
+			if kind == Terminal {
+				continue
+			}
+			wait := flow.gather(n, time.Now())
+			if full || wait > 0 {
 				pool = largeBuffers
 			}
+			if !full && wait > 0 {
+				time.Sleep(wait) // the process may end meanwhile; what it wrote stays
+			}
+			continue
 		}
 		switch {
 		case err == nil:
@@ -41,6 +51,39 @@ func (p *Process) pump(f *os.File, kind Kind) {
 			return
 		}
 	}
+}
+
+const (
+	// bulk is the least piece of output, in bytes, that is one of much: programs that print
+	// as fast as they can write their buffers, whose usual size this is. Answers and
+	// progress are smaller, and somebody waits for them.
+	bulk = 4 << 10
+	// gatherWithin is how soon a piece has to follow the one before to be one of a flow.
+	gatherWithin = time.Millisecond
+	// maxGather and minGather bound how long a flow gathers; sleeping less is not possible.
+	maxGather = 500 * time.Microsecond
+	minGather = 150 * time.Microsecond
+)
+
+// flow knows how fast output comes in pieces. Each piece costs several switches between
+// processes, and the more of them where a switch is slow, as it is in gVisor: there it is
+// that which bounds the output of a command, and not the copying.
+type flow struct{ before time.Time }
+
+// gather returns how long to let output gather before it is read again, when a piece of n
+// bytes has come now. It is so long that the pipe gets half full and the writer does not
+// have to wait.
+func (f *flow) gather(n int, now time.Time) time.Duration {
+	since := now.Sub(f.before)
+	f.before = now
+	if n < bulk || since >= gatherWithin {
+		return 0
+	}
+	wait := min(maxGather, since*(pipeSize/2)/time.Duration(n))
+	if wait < minGather {
+		return 0
+	}
+	return wait
 }
 
 // pumpRest publishes what is in f now. It is bounded by what a pipe can hold, since a
