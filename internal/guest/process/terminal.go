@@ -108,18 +108,25 @@ func (p *Process) WriteTerminal(ctx context.Context, data []byte) error {
 // The leader must not have been waited for, so that the session's id is still its own.
 func (p *Process) signalTerminal(sig unix.Signal) error {
 	foreground, known := p.foreground()
+	return signalSession(p.pid, sig, foreground, known)
+}
+
+// signalSession is signalTerminal for the session of leader. Where the foreground job is
+// not known all jobs take its place; but when the terminal is killed they are no more than
+// hung up, since those that survive that were started to do so.
+func signalSession(leader int, sig unix.Signal, foreground int, known bool) error {
 	var others []int
 	if sig == unix.SIGKILL || !known {
-		others = sessionGroups(p.pid)
+		others = sessionGroups(leader)
 	}
 	// The leader first: a shell that lives would report the end of its job.
-	err := unix.Kill(-p.pid, sig)
-	if known && foreground != p.pid {
+	err := unix.Kill(-leader, sig)
+	if known && foreground != leader {
 		_ = unix.Kill(-foreground, sig) // gone is as good
 	}
 	for _, group := range others {
 		switch {
-		case group == p.pid || known && group == foreground:
+		case group == leader || known && group == foreground:
 		case sig == unix.SIGKILL:
 			_ = errors.Join(unix.Kill(-group, unix.SIGHUP), unix.Kill(-group, unix.SIGCONT))
 		default:
@@ -129,8 +136,9 @@ func (p *Process) signalTerminal(sig unix.Signal) error {
 	return err
 }
 
-// foreground returns the process group in the foreground of the terminal. gVisor does not
-// tell it to whom the terminal does not control.
+// foreground returns the process group in the foreground of the terminal. gVisor tells it
+// only to processes of the terminal's own session, by either side of the terminal, and not
+// at all in /proc (its field tpgid is always 0).
 func (p *Process) foreground() (group int, known bool) {
 	if raw, err := p.files.master.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { group, _ = unix.IoctlGetInt(int(fd), unix.TIOCGPGRP) })

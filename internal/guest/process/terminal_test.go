@@ -213,6 +213,54 @@ func TestTermReachesTheForegroundJob(t *testing.T) {
 	collect(t, sub)
 }
 
+// In gVisor the foreground job is not told: SIGTERM goes to all jobs, and a kill to the
+// shell, whose other jobs are hung up.
+func TestSignalsWhereTheForegroundIsUnknown(t *testing.T) {
+	m := newManager(t)
+	spec := terminal("")
+	spec.Cmd, spec.Args = "/bin/bash", []string{"--norc", "-i"}
+	spec.Env = append(spec.Env, "PS1=> ")
+	spec.Dir = t.TempDir() // where nohup writes
+	p, sub := start(t, m, spec)
+	s := &screen{sub: sub}
+	s.waitFor(t, "> ")
+	signal := func(sig unix.Signal) {
+		t.Helper()
+		if err := m.reaper.whileAlive(p.pid, func() error { return signalSession(p.pid, sig, 0, false) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	jobs := func(want int) (found map[string]int) {
+		t.Helper()
+		eventually(t, "all jobs run", func() bool {
+			found = sleepers(t, p.PID())
+			return len(found) == want
+		})
+		return found
+	}
+	typeIn(t, p, "sleep 311 & nohup sleep 312 & sleep 313\n")
+	first := jobs(3)
+	signal(unix.SIGTERM)
+	for _, sleeper := range first {
+		eventually(t, "the job is gone", func() bool { return !running(sleeper) })
+	}
+	typeIn(t, p, "echo al''ive\n")
+	s.waitFor(t, "alive") // an interactive shell ignores the signal
+	typeIn(t, p, "sleep 314 & nohup sleep 315 & sleep 316\n")
+	second := jobs(3)
+	signal(unix.SIGKILL)
+	if r := collect(t, sub); r.end.Status != "signal: killed" {
+		t.Errorf("end %+v", r.end)
+	}
+	eventually(t, "the jobs are hung up", func() bool { return !running(second["314"]) && !running(second["316"]) })
+	if !running(second["315"]) {
+		t.Error("what ignores the hang-up is gone, too")
+	}
+	eventually(t, "it is gone when killed itself", func() bool {
+		return errors.Is(unix.Kill(second["315"], unix.SIGKILL), unix.ESRCH)
+	})
+}
+
 func TestTerminalThatIsClosedAndOpenedAgain(t *testing.T) {
 	m := newManager(t)
 	_, sub := start(t, m, terminal(`exec 3<&- 0<&- 1>&- 2>&-; sleep 0.3; exec >/dev/tty; echo again; exit 2`))
