@@ -141,7 +141,7 @@ type checkpointOrder struct {
 func TestMain(m *testing.M) {
 	if order := os.Getenv(checkpointVariable); order != "" {
 		if err := obey(order); err != nil {
-			fmt.Println(err)
+			fmt.Fprintln(os.Stdout, err)
 			os.Exit(1)
 		}
 		return
@@ -159,7 +159,7 @@ func obey(order string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("begin")
+	fmt.Fprintln(os.Stdout, "begin")
 	return driver.Checkpoint(context.Background(), o.ID, o.Dir)
 }
 
