@@ -44,6 +44,7 @@ func (r *Replacement) appendFile(ctx context.Context, source string) error {
 		return err
 	}
 	defer src.Close()
+	defer InterruptWith(ctx, src)()
 	_, err = r.ReadFrom(&cancelable{ctx, src, source})
 	return err
 }

@@ -1,11 +1,13 @@
 package filesystem
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -79,6 +81,17 @@ func Open(path string) (*os.File, os.FileInfo, error) {
 	return file, info, nil
 }
 
+// interruption is a deadline that has passed.
+var interruption = time.Unix(1, 0)
+
+// InterruptWith ends reads of a file that wait when ctx ends, until stop is called. Some of
+// the kernel's files pass for regular ones and wait for news, such as /proc/kmsg.
+func InterruptWith(ctx context.Context, file *os.File) (stop func() bool) {
+	return context.AfterFunc(ctx, func() {
+		_ = file.SetReadDeadline(interruption) // fails for files whose reads do not wait
+	})
+}
+
 func wantRegular(path string, info os.FileInfo) error {
 	switch {
 	case info.IsDir():
@@ -126,7 +139,11 @@ func Replace(path string, owner Owner) (*Replacement, error) {
 	default:
 		return nil, explain(err, "write", path)
 	}
-	if r.temp, err = os.CreateTemp(filepath.Dir(target), kind.prefix()+"*"); err != nil {
+	r.temp, err = os.CreateTemp(filepath.Dir(target), kind.prefix()+"*")
+	switch {
+	case errors.Is(err, os.ErrNotExist): // the directory is there, as /proc is
+		return nil, fault.Wrap(err, fault.Forbidden, "the directory of '%s' takes no files; write it with a command", path)
+	case err != nil:
 		return nil, explain(err, "write", path)
 	}
 	return r, nil

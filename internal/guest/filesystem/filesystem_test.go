@@ -335,6 +335,16 @@ func TestReplaceThroughLinks(t *testing.T) {
 	wantCode(t, replace(t, dir+"/self", strings.NewReader("")), fault.InvalidRequest, "symbolic links")
 }
 
+// The kernel's own directories take no files, and the file that is there does exist.
+func TestDirectoryThatTakesNoFiles(t *testing.T) {
+	for _, path := range []string{"/proc/self/comm", "/proc/none"} {
+		_, err := Replace(path, Owner{})
+		if !fault.Is(err, fault.Forbidden) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
 func TestWhatIsNoFileIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mkfifo(dir+"/fifo", 0o600); err != nil {

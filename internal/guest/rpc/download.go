@@ -33,6 +33,7 @@ func (s *Server) download(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer file.Close()
+	defer filesystem.InterruptWith(r.Context(), file)()
 	accepted, err := negotiate(r.Header)
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"net/textproto"
 	"net/url"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -105,6 +108,52 @@ func TestDownloadsWithoutASize(t *testing.T) {
 	}
 	resp, body = g.do(t, "GET", at("/proc/self/status"), nil)
 	g.want(t, resp, body, 200, "Name:")
+}
+
+// A file whose reads wait, as those of the kernel's log do, is let go with its client.
+func TestDownloadThatWaitsEndsWithItsClient(t *testing.T) {
+	const waits = "/proc/kmsg"
+	if _, err := os.Stat(waits); err != nil {
+		t.Skipf("this kernel shows no file that waits: %v", err)
+	}
+	g := newGuest(t)
+	open := func() bool {
+		links, err := filepath.Glob("/proc/self/fd/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(links, func(link string) bool {
+			target, err := os.Readlink(link)
+			return err == nil && target == waits
+		})
+	}
+	for name, ask := range map[string]func(context.Context) (*http.Request, error){
+		"download": func(ctx context.Context) (*http.Request, error) {
+			return http.NewRequestWithContext(ctx, http.MethodGet, g.url+at(waits), http.NoBody)
+		},
+		"compose": func(ctx context.Context) (*http.Request, error) {
+			body := strings.NewReader(`{"source_paths":["` + waits + `"],"destination":"` + t.TempDir() + `/f"}`)
+			return http.NewRequestWithContext(ctx, http.MethodPost, g.url+"/files/compose", body)
+		},
+	} {
+		ctx, leave := context.WithTimeout(t.Context(), patience)
+		req, err := ask(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answered := make(chan struct{})
+		go func() {
+			defer close(answered)
+			if resp, err := g.http.Do(req); err == nil {
+				_, _ = io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			}
+		}()
+		eventually(t, name+": the file is open", open)
+		leave()
+		<-answered
+		eventually(t, name+": the file is closed", func() bool { return !open() })
+	}
 }
 
 func TestFileErrors(t *testing.T) {
