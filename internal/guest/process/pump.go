@@ -34,7 +34,10 @@ func (p *Process) pump(f *os.File, kind Kind) {
 				pool = largeBuffers
 			}
 			if !full && wait > 0 {
-				time.Sleep(wait) // the process may end meanwhile; what it wrote stays
+				select {
+				case <-time.After(wait):
+				case <-p.gone: // nothing more comes
+				}
 			}
 			continue
 		}
