@@ -115,6 +115,13 @@ type ClientInterface interface {
 	// Answers when the sandbox is running and usable. All fields are optional: `{}` gives a sandbox of the
 	// template `base` with 1 vCPU, 512 MiB of memory and 10 GiB of disk that lives until it is deleted.
 	//
+	// With the name or id of a snapshot as its `template` the sandbox begins where the snapshot was taken, with
+	// its files, its memory and its running processes. Its size is then that of the snapshot, and `env` is added
+	// to the snapshot's.
+	//
+	// 507 `insufficient_space` or 503 `host_unavailable` when the host has no room for it; with `wait_sec` it
+	// waits for room first.
+	//
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /v1/sandboxes (the `CreateSandbox` operationId).
@@ -125,6 +132,13 @@ type ClientInterface interface {
 	// Answers when the sandbox is running and usable. All fields are optional: `{}` gives a sandbox of the
 	// template `base` with 1 vCPU, 512 MiB of memory and 10 GiB of disk that lives until it is deleted.
 	//
+	// With the name or id of a snapshot as its `template` the sandbox begins where the snapshot was taken, with
+	// its files, its memory and its running processes. Its size is then that of the snapshot, and `env` is added
+	// to the snapshot's.
+	//
+	// 507 `insufficient_space` or 503 `host_unavailable` when the host has no room for it; with `wait_sec` it
+	// waits for room first.
+	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /v1/sandboxes (the `CreateSandbox` operationId).
@@ -132,8 +146,8 @@ type ClientInterface interface {
 
 	// DeleteSandbox Delete a sandbox
 	//
-	// Ends everything that runs in it and frees all that it holds. A sandbox that ended by itself is listed,
-	// with its reason, until it is deleted.
+	// Ends everything that runs in it and frees all that it holds, in any status: what it was paused with goes
+	// too. A sandbox that ended by itself is listed, with its reason, until it is deleted.
 	//
 	// Corresponds with DELETE /v1/sandboxes/{id} (the `DeleteSandbox` operationId).
 	DeleteSandbox(ctx context.Context, id SandboxID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -319,9 +333,60 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/sandboxes/{id}/files/write (the `WriteFile` operationId).
 	WriteFileWithBody(ctx context.Context, id SandboxID, params *WriteFileParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ForkSandboxWithBody Copy a running sandbox
+	//
+	// Makes copies that go on where the sandbox is now, with the same files, memory and running processes, and
+	// identities of their own: id, host name, addresses, machine id, SSH host keys. The sandbox itself keeps
+	// running and stands still for a moment only. Answers when all copies are usable; it makes all of them or none.
+	//
+	// The copies have the sandbox's template, size, metadata, `timeout_sec` (unless another one is given),
+	// `on_timeout` and `deadline_sec`; their clocks begin with the fork.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/fork (the `ForkSandbox` operationId).
+	ForkSandboxWithBody(ctx context.Context, id SandboxID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ForkSandbox Copy a running sandbox
+	//
+	// Makes copies that go on where the sandbox is now, with the same files, memory and running processes, and
+	// identities of their own: id, host name, addresses, machine id, SSH host keys. The sandbox itself keeps
+	// running and stands still for a moment only. Answers when all copies are usable; it makes all of them or none.
+	//
+	// The copies have the sandbox's template, size, metadata, `timeout_sec` (unless another one is given),
+	// `on_timeout` and `deadline_sec`; their clocks begin with the fork.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/fork (the `ForkSandbox` operationId).
+	ForkSandbox(ctx context.Context, id SandboxID, body ForkSandboxJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetMetrics What a sandbox has used
+	//
+	// Oldest first, with a point for each 0.5 s of up to 10 minutes, each 30 s of up to 2 hours, or each 5
+	// minutes of up to 24 hours. There are none for the time in which the sandbox was paused; those from before
+	// are kept.
+	//
+	// Corresponds with GET /v1/sandboxes/{id}/metrics (the `GetMetrics` operationId).
+	GetMetrics(ctx context.Context, id SandboxID, params *GetMetricsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PauseSandbox Pause a sandbox
+	//
+	// Writes memory, processes and disk down and frees everything else that the sandbox holds. It answers when
+	// all is safe on the disk: from then on the sandbox survives restarts of the server and of the machine.
+	//
+	// Requests that are under way get up to 0.8 s to end; new ones are refused. WebSockets end with an `error`
+	// and the status 4001. Commands and terminals are not ended: they go on where they were when the sandbox is
+	// resumed.
+	//
+	// When it fails the sandbox runs on. 409 `invalid_state` when it is not running, or is being paused already.
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/pause (the `PauseSandbox` operationId).
+	PauseSandbox(ctx context.Context, id SandboxID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// PingSandbox Keep a sandbox awake
 	//
-	// Counts as activity, so that the idle timeout starts anew.
+	// Counts as activity, so that the idle timeout starts anew. It never ends a sandbox sooner.
 	//
 	// Corresponds with POST /v1/sandboxes/{id}/ping (the `PingSandbox` operationId).
 	PingSandbox(ctx context.Context, id SandboxID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -335,6 +400,117 @@ type ClientInterface interface {
 	//
 	// Corresponds with DELETE /v1/sandboxes/{id}/processes/{process} (the `SignalProcess` operationId).
 	SignalProcess(ctx context.Context, id SandboxID, process string, params *SignalProcessParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ResumeSandboxWithBody Resume a paused sandbox
+	//
+	// Answers when the sandbox is running and usable again, with all its processes. Both of its clocks start
+	// anew: the idle timeout as with any activity, the deadline with its whole time.
+	//
+	// A sandbox in `error` that has a `paused_at` can be resumed too: it goes back to the state of then.
+	//
+	// When it fails the sandbox is still paused. 409 `invalid_state` when it is neither; 507
+	// `insufficient_space` or 503 `host_unavailable` when the host has no room for it.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/resume (the `ResumeSandbox` operationId).
+	ResumeSandboxWithBody(ctx context.Context, id SandboxID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ResumeSandbox Resume a paused sandbox
+	//
+	// Answers when the sandbox is running and usable again, with all its processes. Both of its clocks start
+	// anew: the idle timeout as with any activity, the deadline with its whole time.
+	//
+	// A sandbox in `error` that has a `paused_at` can be resumed too: it goes back to the state of then.
+	//
+	// When it fails the sandbox is still paused. 409 `invalid_state` when it is neither; 507
+	// `insufficient_space` or 503 `host_unavailable` when the host has no room for it.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/resume (the `ResumeSandbox` operationId).
+	ResumeSandbox(ctx context.Context, id SandboxID, body ResumeSandboxJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetTimeoutWithBody Change when a sandbox is paused or killed
+	//
+	// Sets what is given and leaves the rest; 0 takes a timeout or deadline away. `timeout_sec` and
+	// `deadline_sec` count from now, whether that is sooner or later than before: this is the one thing that can
+	// shorten a sandbox's time. For a paused sandbox they count from its resume.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/timeout (the `SetTimeout` operationId).
+	SetTimeoutWithBody(ctx context.Context, id SandboxID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetTimeout Change when a sandbox is paused or killed
+	//
+	// Sets what is given and leaves the rest; 0 takes a timeout or deadline away. `timeout_sec` and
+	// `deadline_sec` count from now, whether that is sooner or later than before: this is the one thing that can
+	// shorten a sandbox's time. For a paused sandbox they count from its resume.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/timeout (the `SetTimeout` operationId).
+	SetTimeout(ctx context.Context, id SandboxID, body SetTimeoutJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListSnapshots List snapshots
+	//
+	// Newest first.
+	//
+	// Corresponds with GET /v1/snapshots (the `ListSnapshots` operationId).
+	ListSnapshots(ctx context.Context, params *ListSnapshotsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateSnapshotWithBody Make a template of a running sandbox
+	//
+	// Writes a running sandbox down as it is, for others to be created from: pass the snapshot's name as
+	// `template` when you create a sandbox. The sandbox keeps running; it stands still for `stopped_us`.
+	//
+	// 409 `conflict` when the name is taken. With `overwrite=true` the new snapshot replaces the one of that
+	// name as soon as it is complete; if it fails the old one stays.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/snapshots (the `CreateSnapshot` operationId).
+	CreateSnapshotWithBody(ctx context.Context, params *CreateSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateSnapshot Make a template of a running sandbox
+	//
+	// Writes a running sandbox down as it is, for others to be created from: pass the snapshot's name as
+	// `template` when you create a sandbox. The sandbox keeps running; it stands still for `stopped_us`.
+	//
+	// 409 `conflict` when the name is taken. With `overwrite=true` the new snapshot replaces the one of that
+	// name as soon as it is complete; if it fails the old one stays.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/snapshots (the `CreateSnapshot` operationId).
+	CreateSnapshot(ctx context.Context, params *CreateSnapshotParams, body CreateSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteSnapshot Delete a snapshot
+	//
+	// Sandboxes that were made from it stay as they are.
+	//
+	// Corresponds with DELETE /v1/snapshots/{name} (the `DeleteSnapshot` operationId).
+	DeleteSnapshot(ctx context.Context, name TemplateName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListTemplates List what sandboxes can be created from
+	//
+	// The base first, then the snapshots, newest first.
+	//
+	// Corresponds with GET /v1/templates (the `ListTemplates` operationId).
+	ListTemplates(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteTemplate Delete a template
+	//
+	// For a snapshot, as `DELETE /v1/snapshots/{name}`. What the server brings itself cannot be deleted.
+	//
+	// Corresponds with DELETE /v1/templates/{name} (the `DeleteTemplate` operationId).
+	DeleteTemplate(ctx context.Context, name TemplateName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetTemplate Get one template
+	//
+	// Corresponds with GET /v1/templates/{name} (the `GetTemplate` operationId).
+	GetTemplate(ctx context.Context, name TemplateName, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 // Healthz Whether the server is alive
@@ -392,6 +568,13 @@ func (c *Client) ListSandboxes(ctx context.Context, params *ListSandboxesParams,
 // Answers when the sandbox is running and usable. All fields are optional: `{}` gives a sandbox of the
 // template `base` with 1 vCPU, 512 MiB of memory and 10 GiB of disk that lives until it is deleted.
 //
+// With the name or id of a snapshot as its `template` the sandbox begins where the snapshot was taken, with
+// its files, its memory and its running processes. Its size is then that of the snapshot, and `env` is added
+// to the snapshot's.
+//
+// 507 `insufficient_space` or 503 `host_unavailable` when the host has no room for it; with `wait_sec` it
+// waits for room first.
+//
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/sandboxes (the `CreateSandbox` operationId).
@@ -412,6 +595,13 @@ func (c *Client) CreateSandboxWithBody(ctx context.Context, contentType string, 
 // Answers when the sandbox is running and usable. All fields are optional: `{}` gives a sandbox of the
 // template `base` with 1 vCPU, 512 MiB of memory and 10 GiB of disk that lives until it is deleted.
 //
+// With the name or id of a snapshot as its `template` the sandbox begins where the snapshot was taken, with
+// its files, its memory and its running processes. Its size is then that of the snapshot, and `env` is added
+// to the snapshot's.
+//
+// 507 `insufficient_space` or 503 `host_unavailable` when the host has no room for it; with `wait_sec` it
+// waits for room first.
+//
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /v1/sandboxes (the `CreateSandbox` operationId).
@@ -429,8 +619,8 @@ func (c *Client) CreateSandbox(ctx context.Context, body CreateSandboxJSONReques
 
 // DeleteSandbox Delete a sandbox
 //
-// Ends everything that runs in it and frees all that it holds. A sandbox that ended by itself is listed,
-// with its reason, until it is deleted.
+// Ends everything that runs in it and frees all that it holds, in any status: what it was paused with goes
+// too. A sandbox that ended by itself is listed, with its reason, until it is deleted.
 //
 // Corresponds with DELETE /v1/sandboxes/{id} (the `DeleteSandbox` operationId).
 func (c *Client) DeleteSandbox(ctx context.Context, id SandboxID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -816,9 +1006,100 @@ func (c *Client) WriteFileWithBody(ctx context.Context, id SandboxID, params *Wr
 	return c.Client.Do(req)
 }
 
+// ForkSandboxWithBody Copy a running sandbox
+//
+// Makes copies that go on where the sandbox is now, with the same files, memory and running processes, and
+// identities of their own: id, host name, addresses, machine id, SSH host keys. The sandbox itself keeps
+// running and stands still for a moment only. Answers when all copies are usable; it makes all of them or none.
+//
+// The copies have the sandbox's template, size, metadata, `timeout_sec` (unless another one is given),
+// `on_timeout` and `deadline_sec`; their clocks begin with the fork.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/sandboxes/{id}/fork (the `ForkSandbox` operationId).
+func (c *Client) ForkSandboxWithBody(ctx context.Context, id SandboxID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewForkSandboxRequestWithBody(c.Server, id, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ForkSandbox Copy a running sandbox
+//
+// Makes copies that go on where the sandbox is now, with the same files, memory and running processes, and
+// identities of their own: id, host name, addresses, machine id, SSH host keys. The sandbox itself keeps
+// running and stands still for a moment only. Answers when all copies are usable; it makes all of them or none.
+//
+// The copies have the sandbox's template, size, metadata, `timeout_sec` (unless another one is given),
+// `on_timeout` and `deadline_sec`; their clocks begin with the fork.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/sandboxes/{id}/fork (the `ForkSandbox` operationId).
+func (c *Client) ForkSandbox(ctx context.Context, id SandboxID, body ForkSandboxJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewForkSandboxRequest(c.Server, id, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetMetrics What a sandbox has used
+//
+// Oldest first, with a point for each 0.5 s of up to 10 minutes, each 30 s of up to 2 hours, or each 5
+// minutes of up to 24 hours. There are none for the time in which the sandbox was paused; those from before
+// are kept.
+//
+// Corresponds with GET /v1/sandboxes/{id}/metrics (the `GetMetrics` operationId).
+func (c *Client) GetMetrics(ctx context.Context, id SandboxID, params *GetMetricsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetMetricsRequest(c.Server, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PauseSandbox Pause a sandbox
+//
+// Writes memory, processes and disk down and frees everything else that the sandbox holds. It answers when
+// all is safe on the disk: from then on the sandbox survives restarts of the server and of the machine.
+//
+// Requests that are under way get up to 0.8 s to end; new ones are refused. WebSockets end with an `error`
+// and the status 4001. Commands and terminals are not ended: they go on where they were when the sandbox is
+// resumed.
+//
+// When it fails the sandbox runs on. 409 `invalid_state` when it is not running, or is being paused already.
+//
+// Corresponds with POST /v1/sandboxes/{id}/pause (the `PauseSandbox` operationId).
+func (c *Client) PauseSandbox(ctx context.Context, id SandboxID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPauseSandboxRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // PingSandbox Keep a sandbox awake
 //
-// Counts as activity, so that the idle timeout starts anew.
+// Counts as activity, so that the idle timeout starts anew. It never ends a sandbox sooner.
 //
 // Corresponds with POST /v1/sandboxes/{id}/ping (the `PingSandbox` operationId).
 func (c *Client) PingSandbox(ctx context.Context, id SandboxID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -853,6 +1134,227 @@ func (c *Client) ListProcesses(ctx context.Context, id SandboxID, reqEditors ...
 // Corresponds with DELETE /v1/sandboxes/{id}/processes/{process} (the `SignalProcess` operationId).
 func (c *Client) SignalProcess(ctx context.Context, id SandboxID, process string, params *SignalProcessParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSignalProcessRequest(c.Server, id, process, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ResumeSandboxWithBody Resume a paused sandbox
+//
+// Answers when the sandbox is running and usable again, with all its processes. Both of its clocks start
+// anew: the idle timeout as with any activity, the deadline with its whole time.
+//
+// A sandbox in `error` that has a `paused_at` can be resumed too: it goes back to the state of then.
+//
+// When it fails the sandbox is still paused. 409 `invalid_state` when it is neither; 507
+// `insufficient_space` or 503 `host_unavailable` when the host has no room for it.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/sandboxes/{id}/resume (the `ResumeSandbox` operationId).
+func (c *Client) ResumeSandboxWithBody(ctx context.Context, id SandboxID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewResumeSandboxRequestWithBody(c.Server, id, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ResumeSandbox Resume a paused sandbox
+//
+// Answers when the sandbox is running and usable again, with all its processes. Both of its clocks start
+// anew: the idle timeout as with any activity, the deadline with its whole time.
+//
+// A sandbox in `error` that has a `paused_at` can be resumed too: it goes back to the state of then.
+//
+// When it fails the sandbox is still paused. 409 `invalid_state` when it is neither; 507
+// `insufficient_space` or 503 `host_unavailable` when the host has no room for it.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/sandboxes/{id}/resume (the `ResumeSandbox` operationId).
+func (c *Client) ResumeSandbox(ctx context.Context, id SandboxID, body ResumeSandboxJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewResumeSandboxRequest(c.Server, id, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetTimeoutWithBody Change when a sandbox is paused or killed
+//
+// Sets what is given and leaves the rest; 0 takes a timeout or deadline away. `timeout_sec` and
+// `deadline_sec` count from now, whether that is sooner or later than before: this is the one thing that can
+// shorten a sandbox's time. For a paused sandbox they count from its resume.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/sandboxes/{id}/timeout (the `SetTimeout` operationId).
+func (c *Client) SetTimeoutWithBody(ctx context.Context, id SandboxID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetTimeoutRequestWithBody(c.Server, id, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetTimeout Change when a sandbox is paused or killed
+//
+// Sets what is given and leaves the rest; 0 takes a timeout or deadline away. `timeout_sec` and
+// `deadline_sec` count from now, whether that is sooner or later than before: this is the one thing that can
+// shorten a sandbox's time. For a paused sandbox they count from its resume.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/sandboxes/{id}/timeout (the `SetTimeout` operationId).
+func (c *Client) SetTimeout(ctx context.Context, id SandboxID, body SetTimeoutJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetTimeoutRequest(c.Server, id, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListSnapshots List snapshots
+//
+// Newest first.
+//
+// Corresponds with GET /v1/snapshots (the `ListSnapshots` operationId).
+func (c *Client) ListSnapshots(ctx context.Context, params *ListSnapshotsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListSnapshotsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateSnapshotWithBody Make a template of a running sandbox
+//
+// Writes a running sandbox down as it is, for others to be created from: pass the snapshot's name as
+// `template` when you create a sandbox. The sandbox keeps running; it stands still for `stopped_us`.
+//
+// 409 `conflict` when the name is taken. With `overwrite=true` the new snapshot replaces the one of that
+// name as soon as it is complete; if it fails the old one stays.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/snapshots (the `CreateSnapshot` operationId).
+func (c *Client) CreateSnapshotWithBody(ctx context.Context, params *CreateSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateSnapshotRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateSnapshot Make a template of a running sandbox
+//
+// Writes a running sandbox down as it is, for others to be created from: pass the snapshot's name as
+// `template` when you create a sandbox. The sandbox keeps running; it stands still for `stopped_us`.
+//
+// 409 `conflict` when the name is taken. With `overwrite=true` the new snapshot replaces the one of that
+// name as soon as it is complete; if it fails the old one stays.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/snapshots (the `CreateSnapshot` operationId).
+func (c *Client) CreateSnapshot(ctx context.Context, params *CreateSnapshotParams, body CreateSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateSnapshotRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteSnapshot Delete a snapshot
+//
+// Sandboxes that were made from it stay as they are.
+//
+// Corresponds with DELETE /v1/snapshots/{name} (the `DeleteSnapshot` operationId).
+func (c *Client) DeleteSnapshot(ctx context.Context, name TemplateName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteSnapshotRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListTemplates List what sandboxes can be created from
+//
+// The base first, then the snapshots, newest first.
+//
+// Corresponds with GET /v1/templates (the `ListTemplates` operationId).
+func (c *Client) ListTemplates(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListTemplatesRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteTemplate Delete a template
+//
+// For a snapshot, as `DELETE /v1/snapshots/{name}`. What the server brings itself cannot be deleted.
+//
+// Corresponds with DELETE /v1/templates/{name} (the `DeleteTemplate` operationId).
+func (c *Client) DeleteTemplate(ctx context.Context, name TemplateName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteTemplateRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetTemplate Get one template
+//
+// Corresponds with GET /v1/templates/{name} (the `GetTemplate` operationId).
+func (c *Client) GetTemplate(ctx context.Context, name TemplateName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetTemplateRequest(c.Server, name)
 	if err != nil {
 		return nil, err
 	}
@@ -1609,6 +2111,144 @@ func NewWriteFileRequestWithBody(server string, id SandboxID, params *WriteFileP
 	return req, nil
 }
 
+// NewForkSandboxRequest calls the generic ForkSandbox builder with application/json body
+func NewForkSandboxRequest(server string, id SandboxID, body ForkSandboxJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewForkSandboxRequestWithBody(server, id, "application/json", bodyReader)
+}
+
+// NewForkSandboxRequestWithBody constructs an http.Request for the ForkSandbox method, with any body, and a specified content type
+func NewForkSandboxRequestWithBody(server string, id SandboxID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sandboxes/%s/fork", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewGetMetricsRequest constructs an http.Request for the GetMetrics method
+func NewGetMetricsRequest(server string, id SandboxID, params *GetMetricsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sandboxes/%s/metrics", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "range", params.Range, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewPauseSandboxRequest constructs an http.Request for the PauseSandbox method
+func NewPauseSandboxRequest(server string, id SandboxID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sandboxes/%s/pause", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewPingSandboxRequest constructs an http.Request for the PingSandbox method
 func NewPingSandboxRequest(server string, id SandboxID) (*http.Request, error) {
 	var err error
@@ -1741,6 +2381,342 @@ func NewSignalProcessRequest(server string, id SandboxID, process string, params
 	return req, nil
 }
 
+// NewResumeSandboxRequest calls the generic ResumeSandbox builder with application/json body
+func NewResumeSandboxRequest(server string, id SandboxID, body ResumeSandboxJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewResumeSandboxRequestWithBody(server, id, "application/json", bodyReader)
+}
+
+// NewResumeSandboxRequestWithBody constructs an http.Request for the ResumeSandbox method, with any body, and a specified content type
+func NewResumeSandboxRequestWithBody(server string, id SandboxID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sandboxes/%s/resume", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSetTimeoutRequest calls the generic SetTimeout builder with application/json body
+func NewSetTimeoutRequest(server string, id SandboxID, body SetTimeoutJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetTimeoutRequestWithBody(server, id, "application/json", bodyReader)
+}
+
+// NewSetTimeoutRequestWithBody constructs an http.Request for the SetTimeout method, with any body, and a specified content type
+func NewSetTimeoutRequestWithBody(server string, id SandboxID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sandboxes/%s/timeout", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewListSnapshotsRequest constructs an http.Request for the ListSnapshots method
+func NewListSnapshotsRequest(server string, params *ListSnapshotsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/snapshots")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "type", params.Type, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateSnapshotRequest calls the generic CreateSnapshot builder with application/json body
+func NewCreateSnapshotRequest(server string, params *CreateSnapshotParams, body CreateSnapshotJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateSnapshotRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewCreateSnapshotRequestWithBody constructs an http.Request for the CreateSnapshot method, with any body, and a specified content type
+func NewCreateSnapshotRequestWithBody(server string, params *CreateSnapshotParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/snapshots")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "overwrite", params.Overwrite, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewDeleteSnapshotRequest constructs an http.Request for the DeleteSnapshot method
+func NewDeleteSnapshotRequest(server string, name TemplateName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/snapshots/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListTemplatesRequest constructs an http.Request for the ListTemplates method
+func NewListTemplatesRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/templates")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDeleteTemplateRequest constructs an http.Request for the DeleteTemplate method
+func NewDeleteTemplateRequest(server string, name TemplateName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/templates/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetTemplateRequest constructs an http.Request for the GetTemplate method
+func NewGetTemplateRequest(server string, name TemplateName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/templates/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 func (c *Client) applyEditors(ctx context.Context, req *http.Request, additionalEditors []RequestEditorFn) error {
 	for _, r := range c.RequestEditors {
 		if err := r(ctx, req); err != nil {
@@ -1816,6 +2792,13 @@ type ClientWithResponsesInterface interface {
 	// Answers when the sandbox is running and usable. All fields are optional: `{}` gives a sandbox of the
 	// template `base` with 1 vCPU, 512 MiB of memory and 10 GiB of disk that lives until it is deleted.
 	//
+	// With the name or id of a snapshot as its `template` the sandbox begins where the snapshot was taken, with
+	// its files, its memory and its running processes. Its size is then that of the snapshot, and `env` is added
+	// to the snapshot's.
+	//
+	// 507 `insufficient_space` or 503 `host_unavailable` when the host has no room for it; with `wait_sec` it
+	// waits for room first.
+	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/sandboxes (the `CreateSandbox` operationId).
@@ -1826,6 +2809,13 @@ type ClientWithResponsesInterface interface {
 	// Answers when the sandbox is running and usable. All fields are optional: `{}` gives a sandbox of the
 	// template `base` with 1 vCPU, 512 MiB of memory and 10 GiB of disk that lives until it is deleted.
 	//
+	// With the name or id of a snapshot as its `template` the sandbox begins where the snapshot was taken, with
+	// its files, its memory and its running processes. Its size is then that of the snapshot, and `env` is added
+	// to the snapshot's.
+	//
+	// 507 `insufficient_space` or 503 `host_unavailable` when the host has no room for it; with `wait_sec` it
+	// waits for room first.
+	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/sandboxes (the `CreateSandbox` operationId).
@@ -1833,8 +2823,8 @@ type ClientWithResponsesInterface interface {
 
 	// DeleteSandboxWithResponse Delete a sandbox
 	//
-	// Ends everything that runs in it and frees all that it holds. A sandbox that ended by itself is listed,
-	// with its reason, until it is deleted.
+	// Ends everything that runs in it and frees all that it holds, in any status: what it was paused with goes
+	// too. A sandbox that ended by itself is listed, with its reason, until it is deleted.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2024,9 +3014,64 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/sandboxes/{id}/files/write (the `WriteFile` operationId).
 	WriteFileWithBodyWithResponse(ctx context.Context, id SandboxID, params *WriteFileParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*WriteFileResponse, error)
 
+	// ForkSandboxWithBodyWithResponse Copy a running sandbox
+	//
+	// Makes copies that go on where the sandbox is now, with the same files, memory and running processes, and
+	// identities of their own: id, host name, addresses, machine id, SSH host keys. The sandbox itself keeps
+	// running and stands still for a moment only. Answers when all copies are usable; it makes all of them or none.
+	//
+	// The copies have the sandbox's template, size, metadata, `timeout_sec` (unless another one is given),
+	// `on_timeout` and `deadline_sec`; their clocks begin with the fork.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/fork (the `ForkSandbox` operationId).
+	ForkSandboxWithBodyWithResponse(ctx context.Context, id SandboxID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ForkSandboxResponse, error)
+
+	// ForkSandboxWithResponse Copy a running sandbox
+	//
+	// Makes copies that go on where the sandbox is now, with the same files, memory and running processes, and
+	// identities of their own: id, host name, addresses, machine id, SSH host keys. The sandbox itself keeps
+	// running and stands still for a moment only. Answers when all copies are usable; it makes all of them or none.
+	//
+	// The copies have the sandbox's template, size, metadata, `timeout_sec` (unless another one is given),
+	// `on_timeout` and `deadline_sec`; their clocks begin with the fork.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/fork (the `ForkSandbox` operationId).
+	ForkSandboxWithResponse(ctx context.Context, id SandboxID, body ForkSandboxJSONRequestBody, reqEditors ...RequestEditorFn) (*ForkSandboxResponse, error)
+
+	// GetMetricsWithResponse What a sandbox has used
+	//
+	// Oldest first, with a point for each 0.5 s of up to 10 minutes, each 30 s of up to 2 hours, or each 5
+	// minutes of up to 24 hours. There are none for the time in which the sandbox was paused; those from before
+	// are kept.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sandboxes/{id}/metrics (the `GetMetrics` operationId).
+	GetMetricsWithResponse(ctx context.Context, id SandboxID, params *GetMetricsParams, reqEditors ...RequestEditorFn) (*GetMetricsResponse, error)
+
+	// PauseSandboxWithResponse Pause a sandbox
+	//
+	// Writes memory, processes and disk down and frees everything else that the sandbox holds. It answers when
+	// all is safe on the disk: from then on the sandbox survives restarts of the server and of the machine.
+	//
+	// Requests that are under way get up to 0.8 s to end; new ones are refused. WebSockets end with an `error`
+	// and the status 4001. Commands and terminals are not ended: they go on where they were when the sandbox is
+	// resumed.
+	//
+	// When it fails the sandbox runs on. 409 `invalid_state` when it is not running, or is being paused already.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/pause (the `PauseSandbox` operationId).
+	PauseSandboxWithResponse(ctx context.Context, id SandboxID, reqEditors ...RequestEditorFn) (*PauseSandboxResponse, error)
+
 	// PingSandboxWithResponse Keep a sandbox awake
 	//
-	// Counts as activity, so that the idle timeout starts anew.
+	// Counts as activity, so that the idle timeout starts anew. It never ends a sandbox sooner.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2046,6 +3091,127 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with DELETE /v1/sandboxes/{id}/processes/{process} (the `SignalProcess` operationId).
 	SignalProcessWithResponse(ctx context.Context, id SandboxID, process string, params *SignalProcessParams, reqEditors ...RequestEditorFn) (*SignalProcessResponse, error)
+
+	// ResumeSandboxWithBodyWithResponse Resume a paused sandbox
+	//
+	// Answers when the sandbox is running and usable again, with all its processes. Both of its clocks start
+	// anew: the idle timeout as with any activity, the deadline with its whole time.
+	//
+	// A sandbox in `error` that has a `paused_at` can be resumed too: it goes back to the state of then.
+	//
+	// When it fails the sandbox is still paused. 409 `invalid_state` when it is neither; 507
+	// `insufficient_space` or 503 `host_unavailable` when the host has no room for it.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/resume (the `ResumeSandbox` operationId).
+	ResumeSandboxWithBodyWithResponse(ctx context.Context, id SandboxID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ResumeSandboxResponse, error)
+
+	// ResumeSandboxWithResponse Resume a paused sandbox
+	//
+	// Answers when the sandbox is running and usable again, with all its processes. Both of its clocks start
+	// anew: the idle timeout as with any activity, the deadline with its whole time.
+	//
+	// A sandbox in `error` that has a `paused_at` can be resumed too: it goes back to the state of then.
+	//
+	// When it fails the sandbox is still paused. 409 `invalid_state` when it is neither; 507
+	// `insufficient_space` or 503 `host_unavailable` when the host has no room for it.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/resume (the `ResumeSandbox` operationId).
+	ResumeSandboxWithResponse(ctx context.Context, id SandboxID, body ResumeSandboxJSONRequestBody, reqEditors ...RequestEditorFn) (*ResumeSandboxResponse, error)
+
+	// SetTimeoutWithBodyWithResponse Change when a sandbox is paused or killed
+	//
+	// Sets what is given and leaves the rest; 0 takes a timeout or deadline away. `timeout_sec` and
+	// `deadline_sec` count from now, whether that is sooner or later than before: this is the one thing that can
+	// shorten a sandbox's time. For a paused sandbox they count from its resume.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/timeout (the `SetTimeout` operationId).
+	SetTimeoutWithBodyWithResponse(ctx context.Context, id SandboxID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetTimeoutResponse, error)
+
+	// SetTimeoutWithResponse Change when a sandbox is paused or killed
+	//
+	// Sets what is given and leaves the rest; 0 takes a timeout or deadline away. `timeout_sec` and
+	// `deadline_sec` count from now, whether that is sooner or later than before: this is the one thing that can
+	// shorten a sandbox's time. For a paused sandbox they count from its resume.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sandboxes/{id}/timeout (the `SetTimeout` operationId).
+	SetTimeoutWithResponse(ctx context.Context, id SandboxID, body SetTimeoutJSONRequestBody, reqEditors ...RequestEditorFn) (*SetTimeoutResponse, error)
+
+	// ListSnapshotsWithResponse List snapshots
+	//
+	// Newest first.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/snapshots (the `ListSnapshots` operationId).
+	ListSnapshotsWithResponse(ctx context.Context, params *ListSnapshotsParams, reqEditors ...RequestEditorFn) (*ListSnapshotsResponse, error)
+
+	// CreateSnapshotWithBodyWithResponse Make a template of a running sandbox
+	//
+	// Writes a running sandbox down as it is, for others to be created from: pass the snapshot's name as
+	// `template` when you create a sandbox. The sandbox keeps running; it stands still for `stopped_us`.
+	//
+	// 409 `conflict` when the name is taken. With `overwrite=true` the new snapshot replaces the one of that
+	// name as soon as it is complete; if it fails the old one stays.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/snapshots (the `CreateSnapshot` operationId).
+	CreateSnapshotWithBodyWithResponse(ctx context.Context, params *CreateSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateSnapshotResponse, error)
+
+	// CreateSnapshotWithResponse Make a template of a running sandbox
+	//
+	// Writes a running sandbox down as it is, for others to be created from: pass the snapshot's name as
+	// `template` when you create a sandbox. The sandbox keeps running; it stands still for `stopped_us`.
+	//
+	// 409 `conflict` when the name is taken. With `overwrite=true` the new snapshot replaces the one of that
+	// name as soon as it is complete; if it fails the old one stays.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/snapshots (the `CreateSnapshot` operationId).
+	CreateSnapshotWithResponse(ctx context.Context, params *CreateSnapshotParams, body CreateSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateSnapshotResponse, error)
+
+	// DeleteSnapshotWithResponse Delete a snapshot
+	//
+	// Sandboxes that were made from it stay as they are.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/snapshots/{name} (the `DeleteSnapshot` operationId).
+	DeleteSnapshotWithResponse(ctx context.Context, name TemplateName, reqEditors ...RequestEditorFn) (*DeleteSnapshotResponse, error)
+
+	// ListTemplatesWithResponse List what sandboxes can be created from
+	//
+	// The base first, then the snapshots, newest first.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/templates (the `ListTemplates` operationId).
+	ListTemplatesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListTemplatesResponse, error)
+
+	// DeleteTemplateWithResponse Delete a template
+	//
+	// For a snapshot, as `DELETE /v1/snapshots/{name}`. What the server brings itself cannot be deleted.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/templates/{name} (the `DeleteTemplate` operationId).
+	DeleteTemplateWithResponse(ctx context.Context, name TemplateName, reqEditors ...RequestEditorFn) (*DeleteTemplateResponse, error)
+
+	// GetTemplateWithResponse Get one template
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/templates/{name} (the `GetTemplate` operationId).
+	GetTemplateWithResponse(ctx context.Context, name TemplateName, reqEditors ...RequestEditorFn) (*GetTemplateResponse, error)
 }
 
 type HealthzResponse struct {
@@ -2788,6 +3954,150 @@ func (r WriteFileResponse) ContentType() string {
 	return ""
 }
 
+type ForkSandboxResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *[]Sandbox
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r ForkSandboxResponse) GetJSON201() *[]Sandbox {
+	return r.JSON201
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r ForkSandboxResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ForkSandboxResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ForkSandboxResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ForkSandboxResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ForkSandboxResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetMetricsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Metrics
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetMetricsResponse) GetJSON200() *Metrics {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetMetricsResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetMetricsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetMetricsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetMetricsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetMetricsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type PauseSandboxResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Sandbox
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PauseSandboxResponse) GetJSON200() *Sandbox {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r PauseSandboxResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PauseSandboxResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PauseSandboxResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PauseSandboxResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PauseSandboxResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type PingSandboxResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -2918,6 +4228,376 @@ func (r SignalProcessResponse) ContentType() string {
 	return ""
 }
 
+type ResumeSandboxResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Sandbox
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ResumeSandboxResponse) GetJSON200() *Sandbox {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r ResumeSandboxResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ResumeSandboxResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ResumeSandboxResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ResumeSandboxResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ResumeSandboxResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetTimeoutResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Sandbox
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetTimeoutResponse) GetJSON200() *Sandbox {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r SetTimeoutResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetTimeoutResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetTimeoutResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetTimeoutResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetTimeoutResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListSnapshotsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]Template
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListSnapshotsResponse) GetJSON200() *[]Template {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r ListSnapshotsResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListSnapshotsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListSnapshotsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListSnapshotsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListSnapshotsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CreateSnapshotResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Template
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateSnapshotResponse) GetJSON201() *Template {
+	return r.JSON201
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r CreateSnapshotResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateSnapshotResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateSnapshotResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateSnapshotResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateSnapshotResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteSnapshotResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r DeleteSnapshotResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteSnapshotResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteSnapshotResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteSnapshotResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteSnapshotResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListTemplatesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]Template
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListTemplatesResponse) GetJSON200() *[]Template {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r ListTemplatesResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListTemplatesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListTemplatesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListTemplatesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListTemplatesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteTemplateResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r DeleteTemplateResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteTemplateResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteTemplateResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteTemplateResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteTemplateResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetTemplateResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Template
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Failure
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetTemplateResponse) GetJSON200() *Template {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetTemplateResponse) GetJSONDefault() *Failure {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetTemplateResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetTemplateResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetTemplateResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetTemplateResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // HealthzWithResponse Whether the server is alive
 //
 // Returns a wrapper object for the known response body format(s).
@@ -2967,6 +4647,13 @@ func (c *ClientWithResponses) ListSandboxesWithResponse(ctx context.Context, par
 // Answers when the sandbox is running and usable. All fields are optional: `{}` gives a sandbox of the
 // template `base` with 1 vCPU, 512 MiB of memory and 10 GiB of disk that lives until it is deleted.
 //
+// With the name or id of a snapshot as its `template` the sandbox begins where the snapshot was taken, with
+// its files, its memory and its running processes. Its size is then that of the snapshot, and `env` is added
+// to the snapshot's.
+//
+// 507 `insufficient_space` or 503 `host_unavailable` when the host has no room for it; with `wait_sec` it
+// waits for room first.
+//
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/sandboxes (the `CreateSandbox` operationId).
@@ -2983,6 +4670,13 @@ func (c *ClientWithResponses) CreateSandboxWithBodyWithResponse(ctx context.Cont
 // Answers when the sandbox is running and usable. All fields are optional: `{}` gives a sandbox of the
 // template `base` with 1 vCPU, 512 MiB of memory and 10 GiB of disk that lives until it is deleted.
 //
+// With the name or id of a snapshot as its `template` the sandbox begins where the snapshot was taken, with
+// its files, its memory and its running processes. Its size is then that of the snapshot, and `env` is added
+// to the snapshot's.
+//
+// 507 `insufficient_space` or 503 `host_unavailable` when the host has no room for it; with `wait_sec` it
+// waits for room first.
+//
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/sandboxes (the `CreateSandbox` operationId).
@@ -2996,8 +4690,8 @@ func (c *ClientWithResponses) CreateSandboxWithResponse(ctx context.Context, bod
 
 // DeleteSandboxWithResponse Delete a sandbox
 //
-// Ends everything that runs in it and frees all that it holds. A sandbox that ended by itself is listed,
-// with its reason, until it is deleted.
+// Ends everything that runs in it and frees all that it holds, in any status: what it was paused with goes
+// too. A sandbox that ended by itself is listed, with its reason, until it is deleted.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -3307,9 +5001,88 @@ func (c *ClientWithResponses) WriteFileWithBodyWithResponse(ctx context.Context,
 	return ParseWriteFileResponse(rsp)
 }
 
+// ForkSandboxWithBodyWithResponse Copy a running sandbox
+//
+// Makes copies that go on where the sandbox is now, with the same files, memory and running processes, and
+// identities of their own: id, host name, addresses, machine id, SSH host keys. The sandbox itself keeps
+// running and stands still for a moment only. Answers when all copies are usable; it makes all of them or none.
+//
+// The copies have the sandbox's template, size, metadata, `timeout_sec` (unless another one is given),
+// `on_timeout` and `deadline_sec`; their clocks begin with the fork.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sandboxes/{id}/fork (the `ForkSandbox` operationId).
+func (c *ClientWithResponses) ForkSandboxWithBodyWithResponse(ctx context.Context, id SandboxID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ForkSandboxResponse, error) {
+	rsp, err := c.ForkSandboxWithBody(ctx, id, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseForkSandboxResponse(rsp)
+}
+
+// ForkSandboxWithResponse Copy a running sandbox
+//
+// Makes copies that go on where the sandbox is now, with the same files, memory and running processes, and
+// identities of their own: id, host name, addresses, machine id, SSH host keys. The sandbox itself keeps
+// running and stands still for a moment only. Answers when all copies are usable; it makes all of them or none.
+//
+// The copies have the sandbox's template, size, metadata, `timeout_sec` (unless another one is given),
+// `on_timeout` and `deadline_sec`; their clocks begin with the fork.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sandboxes/{id}/fork (the `ForkSandbox` operationId).
+func (c *ClientWithResponses) ForkSandboxWithResponse(ctx context.Context, id SandboxID, body ForkSandboxJSONRequestBody, reqEditors ...RequestEditorFn) (*ForkSandboxResponse, error) {
+	rsp, err := c.ForkSandbox(ctx, id, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseForkSandboxResponse(rsp)
+}
+
+// GetMetricsWithResponse What a sandbox has used
+//
+// Oldest first, with a point for each 0.5 s of up to 10 minutes, each 30 s of up to 2 hours, or each 5
+// minutes of up to 24 hours. There are none for the time in which the sandbox was paused; those from before
+// are kept.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sandboxes/{id}/metrics (the `GetMetrics` operationId).
+func (c *ClientWithResponses) GetMetricsWithResponse(ctx context.Context, id SandboxID, params *GetMetricsParams, reqEditors ...RequestEditorFn) (*GetMetricsResponse, error) {
+	rsp, err := c.GetMetrics(ctx, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetMetricsResponse(rsp)
+}
+
+// PauseSandboxWithResponse Pause a sandbox
+//
+// Writes memory, processes and disk down and frees everything else that the sandbox holds. It answers when
+// all is safe on the disk: from then on the sandbox survives restarts of the server and of the machine.
+//
+// Requests that are under way get up to 0.8 s to end; new ones are refused. WebSockets end with an `error`
+// and the status 4001. Commands and terminals are not ended: they go on where they were when the sandbox is
+// resumed.
+//
+// When it fails the sandbox runs on. 409 `invalid_state` when it is not running, or is being paused already.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sandboxes/{id}/pause (the `PauseSandbox` operationId).
+func (c *ClientWithResponses) PauseSandboxWithResponse(ctx context.Context, id SandboxID, reqEditors ...RequestEditorFn) (*PauseSandboxResponse, error) {
+	rsp, err := c.PauseSandbox(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePauseSandboxResponse(rsp)
+}
+
 // PingSandboxWithResponse Keep a sandbox awake
 //
-// Counts as activity, so that the idle timeout starts anew.
+// Counts as activity, so that the idle timeout starts anew. It never ends a sandbox sooner.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -3346,6 +5119,193 @@ func (c *ClientWithResponses) SignalProcessWithResponse(ctx context.Context, id 
 		return nil, err
 	}
 	return ParseSignalProcessResponse(rsp)
+}
+
+// ResumeSandboxWithBodyWithResponse Resume a paused sandbox
+//
+// Answers when the sandbox is running and usable again, with all its processes. Both of its clocks start
+// anew: the idle timeout as with any activity, the deadline with its whole time.
+//
+// A sandbox in `error` that has a `paused_at` can be resumed too: it goes back to the state of then.
+//
+// When it fails the sandbox is still paused. 409 `invalid_state` when it is neither; 507
+// `insufficient_space` or 503 `host_unavailable` when the host has no room for it.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sandboxes/{id}/resume (the `ResumeSandbox` operationId).
+func (c *ClientWithResponses) ResumeSandboxWithBodyWithResponse(ctx context.Context, id SandboxID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ResumeSandboxResponse, error) {
+	rsp, err := c.ResumeSandboxWithBody(ctx, id, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseResumeSandboxResponse(rsp)
+}
+
+// ResumeSandboxWithResponse Resume a paused sandbox
+//
+// Answers when the sandbox is running and usable again, with all its processes. Both of its clocks start
+// anew: the idle timeout as with any activity, the deadline with its whole time.
+//
+// A sandbox in `error` that has a `paused_at` can be resumed too: it goes back to the state of then.
+//
+// When it fails the sandbox is still paused. 409 `invalid_state` when it is neither; 507
+// `insufficient_space` or 503 `host_unavailable` when the host has no room for it.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sandboxes/{id}/resume (the `ResumeSandbox` operationId).
+func (c *ClientWithResponses) ResumeSandboxWithResponse(ctx context.Context, id SandboxID, body ResumeSandboxJSONRequestBody, reqEditors ...RequestEditorFn) (*ResumeSandboxResponse, error) {
+	rsp, err := c.ResumeSandbox(ctx, id, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseResumeSandboxResponse(rsp)
+}
+
+// SetTimeoutWithBodyWithResponse Change when a sandbox is paused or killed
+//
+// Sets what is given and leaves the rest; 0 takes a timeout or deadline away. `timeout_sec` and
+// `deadline_sec` count from now, whether that is sooner or later than before: this is the one thing that can
+// shorten a sandbox's time. For a paused sandbox they count from its resume.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sandboxes/{id}/timeout (the `SetTimeout` operationId).
+func (c *ClientWithResponses) SetTimeoutWithBodyWithResponse(ctx context.Context, id SandboxID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetTimeoutResponse, error) {
+	rsp, err := c.SetTimeoutWithBody(ctx, id, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetTimeoutResponse(rsp)
+}
+
+// SetTimeoutWithResponse Change when a sandbox is paused or killed
+//
+// Sets what is given and leaves the rest; 0 takes a timeout or deadline away. `timeout_sec` and
+// `deadline_sec` count from now, whether that is sooner or later than before: this is the one thing that can
+// shorten a sandbox's time. For a paused sandbox they count from its resume.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sandboxes/{id}/timeout (the `SetTimeout` operationId).
+func (c *ClientWithResponses) SetTimeoutWithResponse(ctx context.Context, id SandboxID, body SetTimeoutJSONRequestBody, reqEditors ...RequestEditorFn) (*SetTimeoutResponse, error) {
+	rsp, err := c.SetTimeout(ctx, id, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetTimeoutResponse(rsp)
+}
+
+// ListSnapshotsWithResponse List snapshots
+//
+// Newest first.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/snapshots (the `ListSnapshots` operationId).
+func (c *ClientWithResponses) ListSnapshotsWithResponse(ctx context.Context, params *ListSnapshotsParams, reqEditors ...RequestEditorFn) (*ListSnapshotsResponse, error) {
+	rsp, err := c.ListSnapshots(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListSnapshotsResponse(rsp)
+}
+
+// CreateSnapshotWithBodyWithResponse Make a template of a running sandbox
+//
+// Writes a running sandbox down as it is, for others to be created from: pass the snapshot's name as
+// `template` when you create a sandbox. The sandbox keeps running; it stands still for `stopped_us`.
+//
+// 409 `conflict` when the name is taken. With `overwrite=true` the new snapshot replaces the one of that
+// name as soon as it is complete; if it fails the old one stays.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/snapshots (the `CreateSnapshot` operationId).
+func (c *ClientWithResponses) CreateSnapshotWithBodyWithResponse(ctx context.Context, params *CreateSnapshotParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateSnapshotResponse, error) {
+	rsp, err := c.CreateSnapshotWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateSnapshotResponse(rsp)
+}
+
+// CreateSnapshotWithResponse Make a template of a running sandbox
+//
+// Writes a running sandbox down as it is, for others to be created from: pass the snapshot's name as
+// `template` when you create a sandbox. The sandbox keeps running; it stands still for `stopped_us`.
+//
+// 409 `conflict` when the name is taken. With `overwrite=true` the new snapshot replaces the one of that
+// name as soon as it is complete; if it fails the old one stays.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/snapshots (the `CreateSnapshot` operationId).
+func (c *ClientWithResponses) CreateSnapshotWithResponse(ctx context.Context, params *CreateSnapshotParams, body CreateSnapshotJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateSnapshotResponse, error) {
+	rsp, err := c.CreateSnapshot(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateSnapshotResponse(rsp)
+}
+
+// DeleteSnapshotWithResponse Delete a snapshot
+//
+// Sandboxes that were made from it stay as they are.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/snapshots/{name} (the `DeleteSnapshot` operationId).
+func (c *ClientWithResponses) DeleteSnapshotWithResponse(ctx context.Context, name TemplateName, reqEditors ...RequestEditorFn) (*DeleteSnapshotResponse, error) {
+	rsp, err := c.DeleteSnapshot(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteSnapshotResponse(rsp)
+}
+
+// ListTemplatesWithResponse List what sandboxes can be created from
+//
+// The base first, then the snapshots, newest first.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/templates (the `ListTemplates` operationId).
+func (c *ClientWithResponses) ListTemplatesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListTemplatesResponse, error) {
+	rsp, err := c.ListTemplates(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListTemplatesResponse(rsp)
+}
+
+// DeleteTemplateWithResponse Delete a template
+//
+// For a snapshot, as `DELETE /v1/snapshots/{name}`. What the server brings itself cannot be deleted.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/templates/{name} (the `DeleteTemplate` operationId).
+func (c *ClientWithResponses) DeleteTemplateWithResponse(ctx context.Context, name TemplateName, reqEditors ...RequestEditorFn) (*DeleteTemplateResponse, error) {
+	rsp, err := c.DeleteTemplate(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteTemplateResponse(rsp)
+}
+
+// GetTemplateWithResponse Get one template
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/templates/{name} (the `GetTemplate` operationId).
+func (c *ClientWithResponses) GetTemplateWithResponse(ctx context.Context, name TemplateName, reqEditors ...RequestEditorFn) (*GetTemplateResponse, error) {
+	rsp, err := c.GetTemplate(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetTemplateResponse(rsp)
 }
 
 // ParseHealthzResponse parses an HTTP response from a HealthzWithResponse call
@@ -3866,6 +5826,105 @@ func ParseWriteFileResponse(rsp *http.Response) (*WriteFileResponse, error) {
 	return response, nil
 }
 
+// ParseForkSandboxResponse parses an HTTP response from a ForkSandboxWithResponse call
+func ParseForkSandboxResponse(rsp *http.Response) (*ForkSandboxResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ForkSandboxResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest []Sandbox
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetMetricsResponse parses an HTTP response from a GetMetricsWithResponse call
+func ParseGetMetricsResponse(rsp *http.Response) (*GetMetricsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetMetricsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Metrics
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParsePauseSandboxResponse parses an HTTP response from a PauseSandboxWithResponse call
+func ParsePauseSandboxResponse(rsp *http.Response) (*PauseSandboxResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PauseSandboxResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Sandbox
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParsePingSandboxResponse parses an HTTP response from a PingSandboxWithResponse call
 func ParsePingSandboxResponse(rsp *http.Response) (*PingSandboxResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -3944,6 +6003,262 @@ func ParseSignalProcessResponse(rsp *http.Response) (*SignalProcessResponse, err
 	switch {
 	case rsp.StatusCode == 204:
 		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseResumeSandboxResponse parses an HTTP response from a ResumeSandboxWithResponse call
+func ParseResumeSandboxResponse(rsp *http.Response) (*ResumeSandboxResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ResumeSandboxResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Sandbox
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetTimeoutResponse parses an HTTP response from a SetTimeoutWithResponse call
+func ParseSetTimeoutResponse(rsp *http.Response) (*SetTimeoutResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetTimeoutResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Sandbox
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListSnapshotsResponse parses an HTTP response from a ListSnapshotsWithResponse call
+func ParseListSnapshotsResponse(rsp *http.Response) (*ListSnapshotsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListSnapshotsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []Template
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateSnapshotResponse parses an HTTP response from a CreateSnapshotWithResponse call
+func ParseCreateSnapshotResponse(rsp *http.Response) (*CreateSnapshotResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateSnapshotResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Template
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteSnapshotResponse parses an HTTP response from a DeleteSnapshotWithResponse call
+func ParseDeleteSnapshotResponse(rsp *http.Response) (*DeleteSnapshotResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteSnapshotResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListTemplatesResponse parses an HTTP response from a ListTemplatesWithResponse call
+func ParseListTemplatesResponse(rsp *http.Response) (*ListTemplatesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListTemplatesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []Template
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteTemplateResponse parses an HTTP response from a DeleteTemplateWithResponse call
+func ParseDeleteTemplateResponse(rsp *http.Response) (*DeleteTemplateResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteTemplateResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Failure
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetTemplateResponse parses an HTTP response from a GetTemplateWithResponse call
+func ParseGetTemplateResponse(rsp *http.Response) (*GetTemplateResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetTemplateResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Template
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Failure

@@ -63,6 +63,39 @@ func (e HealthStatus) Valid() bool {
 	}
 }
 
+// Defines values for MetricsRange.
+const (
+	N10M MetricsRange = "10m"
+	N12H MetricsRange = "12h"
+	N1H  MetricsRange = "1h"
+	N24H MetricsRange = "24h"
+	N2H  MetricsRange = "2h"
+	N5M  MetricsRange = "5m"
+	N6H  MetricsRange = "6h"
+)
+
+// Valid indicates whether the value is a known member of the MetricsRange enum.
+func (e MetricsRange) Valid() bool {
+	switch e {
+	case N10M:
+		return true
+	case N12H:
+		return true
+	case N1H:
+		return true
+	case N24H:
+		return true
+	case N2H:
+		return true
+	case N5M:
+		return true
+	case N6H:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for OnTimeout.
 const (
 	Kill  OnTimeout = "kill"
@@ -123,6 +156,27 @@ func (e SandboxStatus) Valid() bool {
 	}
 }
 
+// Defines values for TemplateType.
+const (
+	BaseTemplate     TemplateType = "base"
+	ImageTemplate    TemplateType = "image"
+	SnapshotTemplate TemplateType = "snapshot"
+)
+
+// Valid indicates whether the value is a known member of the TemplateType enum.
+func (e TemplateType) Valid() bool {
+	switch e {
+	case BaseTemplate:
+		return true
+	case ImageTemplate:
+		return true
+	case SnapshotTemplate:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SignalProcessParamsSignal.
 const (
 	SIGKILL SignalProcessParamsSignal = "SIGKILL"
@@ -143,7 +197,8 @@ func (e SignalProcessParamsSignal) Valid() bool {
 
 // CreateSandboxRequest Example: {"memory_mb":1024,"metadata":{"project":"demo"},"on_timeout":"kill","template":"base","timeout_sec":600,"vcpus":2}
 type CreateSandboxRequest struct {
-	// DeadlineSec Seconds from now at which `on_timeout` happens however busy the sandbox is. 0 means no deadline.
+	// DeadlineSec Seconds from now, and from each resume, after which `on_timeout` happens however busy the sandbox is.
+	// 0 means no deadline.
 	DeadlineSec int64 `json:"deadline_sec,omitempty,omitzero"`
 
 	// DiskSizeMb How much the sandbox may write to its disk, in MiB. The host has a maximum.
@@ -162,15 +217,16 @@ type CreateSandboxRequest struct {
 	// Example: {"project":"demo"}
 	Metadata map[string]string `json:"metadata,omitempty,omitzero"`
 
-	// OnTimeout What happens when the idle timeout or the deadline passes. This version cannot pause sandboxes yet: with
-	// `pause` nothing happens, and the sandbox stays running, since to kill it would lose its work.
+	// OnTimeout What happens when the idle timeout or the deadline passes: the sandbox is paused, with everything in it, or
+	// it is killed.
 	OnTimeout OnTimeout `json:"on_timeout,omitempty,omitzero"`
 
-	// Template What the sandbox is made from.
+	// Template What the sandbox is made from, `base` or the name or id of a snapshot.
 	Template string `json:"template,omitempty,omitzero"`
 
-	// TimeoutSec Idle timeout in seconds: how long the sandbox may go without a command, a file transfer or a ping.
-	// 0 means no timeout.
+	// TimeoutSec Idle timeout in seconds: how long the sandbox may go without a command that runs in the foreground,
+	// input or output of a terminal, a file transfer or a ping. Processes in the background, and terminals
+	// in which nothing happens, do not keep it awake. 0 means no timeout.
 	TimeoutSec int64 `json:"timeout_sec,omitempty,omitzero"`
 
 	// User Who commands and files belong to when a request names nobody; default the template's user.
@@ -178,6 +234,22 @@ type CreateSandboxRequest struct {
 
 	// Vcpus Virtual processors. The host has a maximum; more than that is an error that names it.
 	Vcpus int `json:"vcpus,omitempty,omitzero"`
+
+	// WaitSec How long to wait for room on a host that is full, in seconds. 0 means that it is refused at once.
+	WaitSec WaitSec `json:"wait_sec,omitempty,omitzero"`
+}
+
+// CreateSnapshotRequest defines model for CreateSnapshotRequest.
+type CreateSnapshotRequest struct {
+	// Name Lower-case letters, digits, dots, underscores and dashes, beginning with a letter or digit; not `base`, and
+	// not of the form of an id. Default the snapshot's id.
+	//
+	//
+	// Example: web-ready
+	Name string `json:"name,omitempty,omitzero"`
+
+	// SandboxID Example: sb0c9f4kq2m7x1v8t3z5wd
+	SandboxID string `json:"sandbox_id"`
 }
 
 // Error defines model for Error.
@@ -326,6 +398,15 @@ type FileResult struct {
 	Entry FileEntry `json:"entry"`
 }
 
+// ForkRequest Example: {"count":3}
+type ForkRequest struct {
+	// Count How many copies.
+	Count int `json:"count,omitempty,omitzero"`
+
+	// TimeoutSec Idle timeout of the copies in seconds, 0 for none; default that of the sandbox.
+	TimeoutSec *int64 `json:"timeout_sec,omitempty"`
+}
+
 // Health defines model for Health.
 type Health struct {
 	Status HealthStatus `json:"status"`
@@ -349,6 +430,26 @@ type ListFilesRequest struct {
 	User User `json:"user,omitempty,omitzero"`
 }
 
+// Metrics defines model for Metrics.
+type Metrics struct {
+	Points []MetricsPoint `json:"points"`
+}
+
+// MetricsPoint defines model for MetricsPoint.
+type MetricsPoint struct {
+	// CPUPct Of one processor: a sandbox that keeps two busy uses 200.
+	CPUPct    float64   `json:"cpu_pct"`
+	DiskBytes int64     `json:"disk_bytes"`
+	MemBytes  int64     `json:"mem_bytes"`
+	Time      time.Time `json:"time"`
+
+	// TimestampUnix The same in whole seconds since 1970, which several points may share.
+	TimestampUnix int64 `json:"timestamp_unix"`
+}
+
+// MetricsRange defines model for MetricsRange.
+type MetricsRange string
+
 // MoveFileRequest defines model for MoveFileRequest.
 type MoveFileRequest struct {
 	// From An absolute path, or one relative to the user's home.
@@ -366,8 +467,8 @@ type MoveFileRequest struct {
 	User User `json:"user,omitempty,omitzero"`
 }
 
-// OnTimeout What happens when the idle timeout or the deadline passes. This version cannot pause sandboxes yet: with
-// `pause` nothing happens, and the sandbox stays running, since to kill it would lose its work.
+// OnTimeout What happens when the idle timeout or the deadline passes: the sandbox is paused, with everything in it, or
+// it is killed.
 type OnTimeout string
 
 // Path An absolute path, or one relative to the user's home.
@@ -400,11 +501,17 @@ type ProcessList struct {
 	Processes []Process `json:"processes"`
 }
 
+// ResumeRequest defines model for ResumeRequest.
+type ResumeRequest struct {
+	// WaitSec How long to wait for room on a host that is full, in seconds. 0 means that it is refused at once.
+	WaitSec WaitSec `json:"wait_sec,omitempty,omitzero"`
+}
+
 // Sandbox defines model for Sandbox.
 type Sandbox struct {
 	CreatedAt time.Time `json:"created_at"`
 
-	// DeadlineSec The deadline that was asked for at creation, in seconds; absent when there is none.
+	// DeadlineSec The deadline that was asked for, in seconds; absent when there is none.
 	DeadlineSec int64 `json:"deadline_sec,omitempty,omitzero"`
 
 	// DiskSizeMb MiB.
@@ -412,8 +519,8 @@ type Sandbox struct {
 	// Example: 10240
 	DiskSizeMb int `json:"disk_size_mb"`
 
-	// EndsAt When the sandbox is killed: when the deadline passes, or the idle timeout if nothing happens until then,
-	// whichever is sooner. Absent when there is neither, or `on_timeout` is `pause`.
+	// EndsAt When the sandbox is paused or killed: when the deadline passes, or the idle timeout if nothing happens
+	// until then, whichever is sooner. Absent when there is neither, and while the sandbox does not run.
 	EndsAt time.Time `json:"ends_at,omitempty,omitzero"`
 
 	// GuestIP The sandbox's own address.
@@ -428,7 +535,7 @@ type Sandbox struct {
 	// ID Example: sb0c9f4kq2m7x1v8t3z5wd
 	ID string `json:"id"`
 
-	// LastActiveAt The last command, file transfer or ping.
+	// LastActiveAt The last command, terminal input or output, file transfer or ping.
 	LastActiveAt time.Time `json:"last_active_at,omitempty,omitzero"`
 
 	// LastUpdated When anything here but the activity changed.
@@ -440,11 +547,15 @@ type Sandbox struct {
 	MemoryMb int               `json:"memory_mb"`
 	Metadata map[string]string `json:"metadata"`
 
-	// OnTimeout What happens when the idle timeout or the deadline passes. This version cannot pause sandboxes yet: with
-	// `pause` nothing happens, and the sandbox stays running, since to kill it would lose its work.
+	// OnTimeout What happens when the idle timeout or the deadline passes: the sandbox is paused, with everything in it, or
+	// it is killed.
 	OnTimeout OnTimeout `json:"on_timeout"`
 
-	// Reason Why the sandbox is stopped, missing or in error.
+	// PausedAt When the state that the sandbox can be resumed from was written down. While it runs, that is the state
+	// that it goes back to if it should fail.
+	PausedAt time.Time `json:"paused_at,omitempty,omitzero"`
+
+	// Reason Why the sandbox is stopped, missing or in error, or was paused by a clock.
 	Reason string `json:"reason,omitempty,omitzero"`
 
 	// Runtime What isolates it.
@@ -452,10 +563,14 @@ type Sandbox struct {
 	// Example: gvisor
 	Runtime string `json:"runtime"`
 
+	// SnapshotBytes What that state takes on the disk, in bytes.
+	SnapshotBytes int64 `json:"snapshot_bytes,omitempty,omitzero"`
+
 	// StartedAt When it became usable.
 	StartedAt time.Time `json:"started_at,omitempty,omitzero"`
 
-	// Status `running` is usable; `paused` can be resumed; `stopped`, `error` and `missing` are final and have a `reason`.
+	// Status `running` is usable; `paused` can be resumed; `stopped`, `error` and `missing` are ends and have a
+	// `reason`. A sandbox in `error` that has a `paused_at` can be resumed.
 	Status SandboxStatus `json:"status"`
 
 	// Template Example: base
@@ -468,12 +583,71 @@ type Sandbox struct {
 	Vcpus int `json:"vcpus"`
 }
 
-// SandboxStatus `running` is usable; `paused` can be resumed; `stopped`, `error` and `missing` are final and have a `reason`.
+// SandboxStatus `running` is usable; `paused` can be resumed; `stopped`, `error` and `missing` are ends and have a
+// `reason`. A sandbox in `error` that has a `paused_at` can be resumed.
 type SandboxStatus string
+
+// Template defines model for Template.
+type Template struct {
+	// CreatedAt When it was made; absent for what the server brings itself.
+	CreatedAt   time.Time         `json:"created_at,omitempty,omitzero"`
+	DefaultEnv  map[string]string `json:"default_env"`
+	DefaultUser string            `json:"default_user"`
+
+	// DiskSizeMb MiB.
+	DiskSizeMb int `json:"disk_size_mb,omitempty,omitzero"`
+
+	// ID Example: sn0c9f4kq2m7x1v8t3z5wd
+	ID string `json:"id"`
+
+	// MemoryMb MiB.
+	MemoryMb int `json:"memory_mb"`
+
+	// Missing Whether the host has lost it; it can only be deleted then.
+	Missing bool `json:"missing,omitempty,omitzero"`
+
+	// Name Example: web-ready
+	Name string `json:"name"`
+
+	// SandboxID The sandbox that a snapshot was made of.
+	SandboxID string `json:"sandbox_id,omitempty,omitzero"`
+
+	// SizeBytes What it takes on the disk, in bytes; 0 when that is not told.
+	SizeBytes int64 `json:"size_bytes"`
+
+	// StoppedUs How long the sandbox stood still for the snapshot, in microseconds.
+	StoppedUs int64 `json:"stopped_us,omitempty,omitzero"`
+
+	// Template The template that sandbox was made from.
+	Template string       `json:"template,omitempty,omitzero"`
+	Type     TemplateType `json:"type"`
+
+	// Vcpus What a sandbox made from it gets; for a snapshot it is fixed.
+	Vcpus int `json:"vcpus"`
+}
+
+// TemplateType defines model for TemplateType.
+type TemplateType string
+
+// TimeoutRequest Example: {"timeout_sec":900}
+type TimeoutRequest struct {
+	// DeadlineSec Seconds from now, 0 for no deadline.
+	DeadlineSec *int64 `json:"deadline_sec,omitempty"`
+
+	// OnTimeout What happens when the idle timeout or the deadline passes: the sandbox is paused, with everything in it, or
+	// it is killed.
+	OnTimeout OnTimeout `json:"on_timeout,omitempty,omitzero"`
+
+	// TimeoutSec Idle timeout in seconds, 0 for none.
+	TimeoutSec *int64 `json:"timeout_sec,omitempty"`
+}
 
 // User Whose home a relative path starts at, and who owns what is made; default the sandbox's user. It limits
 // nothing: the files of all users can be read and written, as every user may with sudo.
 type User = string
+
+// WaitSec How long to wait for room on a host that is full, in seconds. 0 means that it is refused at once.
+type WaitSec = int64
 
 // WriteFileForm The fields in this order; what comes after `file` is ignored.
 type WriteFileForm struct {
@@ -492,6 +666,9 @@ type WriteFileForm struct {
 
 // SandboxID defines model for SandboxID.
 type SandboxID = string
+
+// TemplateName defines model for TemplateName.
+type TemplateName = string
 
 // WritePath defines model for WritePath.
 type WritePath = string
@@ -541,6 +718,12 @@ type WriteFileParams struct {
 	User WriteUser `form:"user,omitempty" json:"user,omitempty,omitzero"`
 }
 
+// GetMetricsParams defines parameters for GetMetrics.
+type GetMetricsParams struct {
+	// Range How far back.
+	Range MetricsRange `form:"range,omitempty" json:"range,omitempty,omitzero"`
+}
+
 // SignalProcessParams defines parameters for SignalProcess.
 type SignalProcessParams struct {
 	// Signal The signal to send.
@@ -549,6 +732,18 @@ type SignalProcessParams struct {
 
 // SignalProcessParamsSignal defines parameters for SignalProcess.
 type SignalProcessParamsSignal string
+
+// ListSnapshotsParams defines parameters for ListSnapshots.
+type ListSnapshotsParams struct {
+	// Type Templates of this type in place of snapshots.
+	Type TemplateType `form:"type,omitempty" json:"type,omitempty,omitzero"`
+}
+
+// CreateSnapshotParams defines parameters for CreateSnapshot.
+type CreateSnapshotParams struct {
+	// Overwrite Whether a snapshot of this name is replaced.
+	Overwrite bool `form:"overwrite,omitempty" json:"overwrite,omitempty,omitzero"`
+}
 
 // CreateSandboxJSONRequestBody defines body for CreateSandbox for application/json ContentType.
 type CreateSandboxJSONRequestBody = CreateSandboxRequest
@@ -582,3 +777,15 @@ type StreamWriteFileMultipartRequestBody = WriteFileForm
 
 // WriteFileMultipartRequestBody defines body for WriteFile for multipart/form-data ContentType.
 type WriteFileMultipartRequestBody = WriteFileForm
+
+// ForkSandboxJSONRequestBody defines body for ForkSandbox for application/json ContentType.
+type ForkSandboxJSONRequestBody = ForkRequest
+
+// ResumeSandboxJSONRequestBody defines body for ResumeSandbox for application/json ContentType.
+type ResumeSandboxJSONRequestBody = ResumeRequest
+
+// SetTimeoutJSONRequestBody defines body for SetTimeout for application/json ContentType.
+type SetTimeoutJSONRequestBody = TimeoutRequest
+
+// CreateSnapshotJSONRequestBody defines body for CreateSnapshot for application/json ContentType.
+type CreateSnapshotJSONRequestBody = CreateSnapshotRequest

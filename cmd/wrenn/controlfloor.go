@@ -47,10 +47,12 @@ func startControl(ctx context.Context, o upOptions, hostSocket string, log *slog
 		return nil, errors.Join(fmt.Errorf("make the first API key: %w", err), c.db.Close())
 	}
 	c.sandboxes = sandbox.New(sandbox.Config{
-		Store: c.db.Sandboxes(), Host: c.host.Lifecycle, Processes: c.host.Processes, Files: c.host.Files, Log: log,
+		Store: c.db.Sandboxes(), Clocks: c.db.Sandboxes(), SnapshotStore: c.db.Snapshots(),
+		Host: c.host.Lifecycle, Snapshots: c.host.Snapshots, Processes: c.host.Processes, Files: c.host.Files, Log: log,
 	})
 	c.api, err = httpapi.New(httpapi.Config{
-		Sandboxes: c.sandboxes, Processes: c.sandboxes.Processes(), Files: c.sandboxes.Files(), Accounts: accounts, Log: log,
+		Sandboxes: c.sandboxes, States: c.sandboxes, Snapshots: c.sandboxes.Snapshots(),
+		Processes: c.sandboxes.Processes(), Files: c.sandboxes.Files(), Accounts: accounts, Log: log,
 		Ready: func(ctx context.Context) error { return errors.Join(c.db.Ping(ctx), c.sandboxes.Ready(ctx)) },
 	})
 	if err != nil {

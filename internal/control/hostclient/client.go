@@ -11,9 +11,7 @@ import (
 
 	"connectrpc.com/connect"
 
-	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
-	hostv1 "github.com/wrenn-sandbox/wrenn/proto/host/v1"
 	"github.com/wrenn-sandbox/wrenn/proto/host/v1/hostv1connect"
 )
 
@@ -41,6 +39,7 @@ const (
 // asks of a host. It is safe for concurrent use; Close it when done.
 type Client struct {
 	Lifecycle *Lifecycle
+	Snapshots *Snapshots
 	Processes *Processes
 	Files     *Files
 
@@ -79,6 +78,7 @@ func Dial(socketPath string) *Client {
 	)
 	return &Client{
 		Lifecycle: &Lifecycle{client},
+		Snapshots: &Snapshots{client},
 		Processes: &Processes{client},
 		Files:     &Files{rpc: client, http: &http.Client{Transport: files}},
 		rpc:       rpc, files: files,
@@ -89,101 +89,4 @@ func Dial(socketPath string) *Client {
 func (c *Client) Close() {
 	c.rpc.CloseIdleConnections()
 	c.files.CloseIdleConnections()
-}
-
-// Lifecycle implements sandbox.Host.
-type Lifecycle struct {
-	rpc hostv1connect.HostServiceClient
-}
-
-var _ sandbox.Host = (*Lifecycle)(nil)
-
-// Describe implements sandbox.Host.
-func (l *Lifecycle) Describe(ctx context.Context) (sandbox.HostInfo, error) {
-	resp, err := l.rpc.GetHost(ctx, connect.NewRequest(&hostv1.GetHostRequest{}))
-	if err != nil {
-		return sandbox.HostInfo{}, err
-	}
-	limit := resp.Msg.GetMaxResources()
-	return sandbox.HostInfo{
-		ID:      resp.Msg.GetHostId(),
-		Runtime: resp.Msg.GetRuntime(),
-		Max: sandbox.Resources{
-			VCPUs: int(limit.GetVcpus()), MemoryMB: int(limit.GetMemoryMb()), DiskMB: int(limit.GetDiskMb()),
-		},
-	}, nil
-}
-
-// Create implements sandbox.Host.
-func (l *Lifecycle) Create(ctx context.Context, spec sandbox.Spec) (sandbox.HostSandbox, error) {
-	resp, err := l.rpc.CreateSandbox(ctx, connect.NewRequest(&hostv1.CreateSandboxRequest{
-		Id:       spec.ID,
-		Template: spec.Template,
-		Resources: &hostv1.Resources{
-			Vcpus:    uint32(spec.Resources.VCPUs),
-			MemoryMb: uint32(spec.Resources.MemoryMB),
-			DiskMb:   uint32(spec.Resources.DiskMB),
-		},
-		Env:         spec.Env,
-		DefaultUser: spec.User,
-	}))
-	if err != nil {
-		return sandbox.HostSandbox{}, err
-	}
-	return fromSandbox(resp.Msg.GetSandbox()), nil
-}
-
-// Destroy implements sandbox.Host.
-func (l *Lifecycle) Destroy(ctx context.Context, id string) error {
-	_, err := l.rpc.DestroySandbox(ctx, connect.NewRequest(&hostv1.DestroySandboxRequest{Id: id}))
-	return err
-}
-
-// Watch implements sandbox.Host.
-func (l *Lifecycle) Watch(ctx context.Context, each func(sandbox.HostEvent) error) error {
-	// An each that fails ends the stream, not only this function.
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := l.rpc.WatchSandboxes(ctx, connect.NewRequest(&hostv1.WatchSandboxesRequest{}))
-	if err != nil {
-		return err
-	}
-	defer stream.Close()
-	for stream.Receive() {
-		var ev sandbox.HostEvent
-		switch e := stream.Msg().GetEvent().(type) {
-		case *hostv1.WatchSandboxesResponse_Sandbox:
-			ev.Sandbox = fromSandbox(e.Sandbox)
-		case *hostv1.WatchSandboxesResponse_Synced_:
-			ev.Synced = true
-		default:
-			continue // a newer host's news
-		}
-		if err := each(ev); err != nil {
-			return err
-		}
-	}
-	if err := stream.Err(); err != nil {
-		return err
-	}
-	return fault.New(fault.HostUnavailable, "the host agent ended its news")
-}
-
-var statuses = map[hostv1.SandboxStatus]sandbox.Status{
-	hostv1.SandboxStatus_SANDBOX_STATUS_STARTING: sandbox.Starting,
-	hostv1.SandboxStatus_SANDBOX_STATUS_RUNNING:  sandbox.Running,
-	hostv1.SandboxStatus_SANDBOX_STATUS_STOPPING: sandbox.Stopping,
-	hostv1.SandboxStatus_SANDBOX_STATUS_STOPPED:  sandbox.Stopped,
-	hostv1.SandboxStatus_SANDBOX_STATUS_ERROR:    sandbox.Error,
-}
-
-func fromSandbox(s *hostv1.Sandbox) sandbox.HostSandbox {
-	out := sandbox.HostSandbox{
-		ID: s.GetId(), Status: statuses[s.GetStatus()], Reason: s.GetReason(),
-		Runtime: s.GetRuntime(), HostIP: s.GetHostIp(), GuestIP: s.GetGuestIp(),
-	}
-	if at := s.GetStartedAt(); at.IsValid() {
-		out.StartedAt = at.AsTime().Truncate(time.Microsecond)
-	}
-	return out
 }

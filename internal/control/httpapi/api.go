@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/wrenn-sandbox/wrenn/api"
 	"github.com/wrenn-sandbox/wrenn/internal/control/account"
@@ -22,7 +23,26 @@ type Sandboxes interface {
 	List(ctx context.Context, q sandbox.Query) (sandbox.Page, error)
 	Get(ctx context.Context, id string) (sandbox.Sandbox, error)
 	Delete(ctx context.Context, id string) error
+}
+
+// States is what sandboxes are in and use, as sandbox.Service has it.
+type States interface {
 	Ping(ctx context.Context, id string) error
+	Pause(ctx context.Context, id string) (sandbox.Sandbox, error)
+	Resume(ctx context.Context, id string, wait time.Duration) (sandbox.Sandbox, error)
+	SetTimeouts(ctx context.Context, id string, t sandbox.Timeouts) (sandbox.Sandbox, error)
+	Metrics(ctx context.Context, id string, before time.Duration) ([]sandbox.Point, error)
+}
+
+// Snapshots is the snapshots and copies of sandboxes, as sandbox.Snapshots has them.
+type Snapshots interface {
+	Fork(ctx context.Context, id string, count int, timeout *time.Duration) ([]sandbox.Sandbox, error)
+	Create(ctx context.Context, o sandbox.SnapshotOptions) (sandbox.Snapshot, error)
+	List(ctx context.Context) ([]sandbox.Snapshot, error)
+	Find(ctx context.Context, nameOrID string) (sandbox.Snapshot, error)
+	Delete(ctx context.Context, nameOrID string) error
+	// Own returns the templates that the server brings itself.
+	Own(ctx context.Context) ([]sandbox.OwnTemplate, error)
 }
 
 // Processes is the commands and terminals in sandboxes, as sandbox.Processes has them.
@@ -55,6 +75,8 @@ type Accounts interface {
 // Config is what the API serves.
 type Config struct {
 	Sandboxes Sandboxes
+	States    States
+	Snapshots Snapshots
 	Processes Processes
 	Files     Files
 	Accounts  Accounts
@@ -66,6 +88,8 @@ type Config struct {
 // handlers is the generated server interface, one part a noun.
 type handlers struct {
 	sandboxHandlers
+	stateHandlers
+	snapshotHandlers
 	processHandlers
 	fileHandlers
 	operationHandlers
@@ -92,6 +116,8 @@ func New(cfg Config) (*API, error) {
 	mux := http.NewServeMux()
 	strict := api.NewStrictHandlerWithOptions(handlers{
 		sandboxHandlers{cfg.Sandboxes},
+		stateHandlers{cfg.States},
+		snapshotHandlers{cfg.Snapshots},
 		processHandlers{cfg.Processes},
 		fileHandlers{cfg.Files},
 		operationHandlers{cfg.Ready},

@@ -65,6 +65,8 @@ func rule(e *openapi3.SchemaError) string {
 		return fmt.Sprintf("must have at least %d entries", s.MinItems)
 	case "maxItems":
 		return fmt.Sprintf("must have at most %d entries", *s.MaxItems)
+	case "minProperties":
+		return fmt.Sprintf("must have at least %d of its fields", s.MinProps)
 	case "maxProperties":
 		return fmt.Sprintf("must have at most %d entries", *s.MaxProps)
 	case "enum":

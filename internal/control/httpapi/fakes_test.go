@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/wrenn-sandbox/wrenn/internal/control/account"
 	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
@@ -25,7 +26,51 @@ type fakeSandboxes struct {
 	list   func(sandbox.Query) (sandbox.Page, error)
 	get    func(id string) (sandbox.Sandbox, error)
 	delete func(id string) error
-	ping   func(id string) error
+}
+
+type fakeStates struct {
+	ping        func(id string) error
+	pause       func(id string) (sandbox.Sandbox, error)
+	resume      func(id string, wait time.Duration) (sandbox.Sandbox, error)
+	setTimeouts func(id string, t sandbox.Timeouts) (sandbox.Sandbox, error)
+	metrics     func(id string, before time.Duration) ([]sandbox.Point, error)
+}
+
+func (f *fakeStates) Ping(_ context.Context, id string) error { return f.ping(id) }
+func (f *fakeStates) Pause(_ context.Context, id string) (sandbox.Sandbox, error) {
+	return f.pause(id)
+}
+func (f *fakeStates) Resume(_ context.Context, id string, wait time.Duration) (sandbox.Sandbox, error) {
+	return f.resume(id, wait)
+}
+func (f *fakeStates) SetTimeouts(_ context.Context, id string, t sandbox.Timeouts) (sandbox.Sandbox, error) {
+	return f.setTimeouts(id, t)
+}
+func (f *fakeStates) Metrics(_ context.Context, id string, before time.Duration) ([]sandbox.Point, error) {
+	return f.metrics(id, before)
+}
+
+type fakeSnapshots struct {
+	fork   func(id string, count int, timeout *time.Duration) ([]sandbox.Sandbox, error)
+	create func(o sandbox.SnapshotOptions) (sandbox.Snapshot, error)
+	list   func() ([]sandbox.Snapshot, error)
+	find   func(nameOrID string) (sandbox.Snapshot, error)
+	delete func(nameOrID string) error
+}
+
+func (f *fakeSnapshots) Fork(_ context.Context, id string, count int, timeout *time.Duration) ([]sandbox.Sandbox, error) {
+	return f.fork(id, count, timeout)
+}
+func (f *fakeSnapshots) Create(_ context.Context, o sandbox.SnapshotOptions) (sandbox.Snapshot, error) {
+	return f.create(o)
+}
+func (f *fakeSnapshots) List(context.Context) ([]sandbox.Snapshot, error) { return f.list() }
+func (f *fakeSnapshots) Find(_ context.Context, nameOrID string) (sandbox.Snapshot, error) {
+	return f.find(nameOrID)
+}
+func (f *fakeSnapshots) Delete(_ context.Context, nameOrID string) error { return f.delete(nameOrID) }
+func (f *fakeSnapshots) Own(context.Context) ([]sandbox.OwnTemplate, error) {
+	return []sandbox.OwnTemplate{{Name: "base", Resources: sandbox.Resources{VCPUs: 1, MemoryMB: 512, DiskMB: 10240}}}, nil
 }
 
 func (f *fakeSandboxes) Create(_ context.Context, o sandbox.Options) (sandbox.Sandbox, error) {
@@ -36,7 +81,6 @@ func (f *fakeSandboxes) List(_ context.Context, q sandbox.Query) (sandbox.Page, 
 }
 func (f *fakeSandboxes) Get(_ context.Context, id string) (sandbox.Sandbox, error) { return f.get(id) }
 func (f *fakeSandboxes) Delete(_ context.Context, id string) error                 { return f.delete(id) }
-func (f *fakeSandboxes) Ping(_ context.Context, id string) error                   { return f.ping(id) }
 
 type fakeProcesses struct {
 	exec       func(ctx context.Context, cmd sandbox.Command, stdin []byte) (sandbox.Result, error)
@@ -105,6 +149,8 @@ func (fakeAccounts) Verify(_ context.Context, secret string) (account.Key, error
 type server struct {
 	*httptest.Server
 	sandboxes fakeSandboxes
+	states    fakeStates
+	snapshots fakeSnapshots
 	processes fakeProcesses
 	files     fakeFiles
 	ready     func(context.Context) error
@@ -116,7 +162,7 @@ func serve(t testing.TB) *server {
 	t.Helper()
 	s := &server{ready: func(context.Context) error { return nil }}
 	h, err := New(Config{
-		Sandboxes: &s.sandboxes, Processes: &s.processes, Files: &s.files, Accounts: fakeAccounts{},
+		Sandboxes: &s.sandboxes, States: &s.states, Snapshots: &s.snapshots, Processes: &s.processes, Files: &s.files, Accounts: fakeAccounts{},
 		Ready: func(ctx context.Context) error { return s.ready(ctx) },
 		Log:   slog.New(slog.NewTextHandler(&s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})

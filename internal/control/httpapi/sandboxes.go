@@ -30,6 +30,7 @@ func (h sandboxHandlers) CreateSandbox(ctx context.Context, req api.CreateSandbo
 		Env:       body.Env,
 		User:      body.User,
 		Metadata:  body.Metadata,
+		Wait:      seconds(body.WaitSec),
 	})
 	if err != nil {
 		return nil, err
@@ -118,14 +119,6 @@ func (h sandboxHandlers) DeleteSandbox(ctx context.Context, req api.DeleteSandbo
 	return api.DeleteSandbox204Response{}, nil
 }
 
-// PingSandbox implements api.StrictServerInterface.
-func (h sandboxHandlers) PingSandbox(ctx context.Context, req api.PingSandboxRequestObject) (api.PingSandboxResponseObject, error) {
-	if err := h.sandboxes.Ping(ctx, req.ID); err != nil {
-		return nil, err
-	}
-	return api.PingSandbox204Response{}, nil
-}
-
 func encodeSandbox(sb sandbox.Sandbox) api.Sandbox {
 	out := api.Sandbox{
 		ID: sb.ID, Status: api.SandboxStatus(sb.Status), Reason: sb.Reason, Template: sb.Template,
@@ -136,6 +129,7 @@ func encodeSandbox(sb sandbox.Sandbox) api.Sandbox {
 		Metadata:  sb.Metadata,
 		CreatedAt: sb.CreatedAt, StartedAt: sb.StartedAt, LastActiveAt: sb.LastActiveAt,
 		LastUpdated: sb.UpdatedAt, EndsAt: sb.EndsAt(),
+		PausedAt: sb.PausedAt, SnapshotBytes: sb.SnapshotBytes,
 	}
 	if out.Metadata == nil {
 		out.Metadata = map[string]string{}

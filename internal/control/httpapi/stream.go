@@ -227,8 +227,15 @@ func refusedStatus(err error) websocket.StatusCode {
 	return websocket.StatusInternalError
 }
 
+// statusPaused is the status of ours with which a WebSocket ends whose sandbox was paused:
+// its process goes on after the resume.
+const statusPaused websocket.StatusCode = 4001
+
 // lostStatus is the status with which a WebSocket ends whose process got lost.
 func lostStatus(err error) websocket.StatusCode {
+	if errors.Is(err, sandbox.ErrPaused) {
+		return statusPaused
+	}
 	switch fault.CodeOf(err) {
 	case fault.NotFound, fault.InvalidState, fault.HostUnavailable:
 		return websocket.StatusGoingAway // the sandbox, or its host, is gone

@@ -169,6 +169,7 @@ func TestTheLastMessageSaysWhy(t *testing.T) {
 	}{
 		{fault.New(fault.NotFound, "sandbox \"sb1\" was deleted"), websocket.StatusGoingAway},
 		{fault.New(fault.InvalidState, "sandbox \"sb1\" ended: out of memory"), websocket.StatusGoingAway},
+		{fault.Wrap(sandbox.ErrPaused, fault.InvalidState, "sandbox \"sb1\" was paused; resume it"), statusPaused},
 		{fault.New(fault.RateLimited, "the output was not read"), websocket.StatusPolicyViolation},
 		{fault.New(fault.Internal, "a defect"), websocket.StatusInternalError},
 	} {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
 
 const (
@@ -13,8 +15,11 @@ const (
 	// another process wrote to the database.
 	clockWait = 10 * time.Second
 	// busyWait is how often a sandbox that has outlived its idle timeout because it is
-	// busy is looked at again.
-	busyWait = 2 * time.Second
+	// busy is looked at again. With it the end of a command that nobody here follows is seen
+	// soon enough for the pause that follows from it to come within a second of its time.
+	busyWait = 700 * time.Millisecond
+	// failedWait is how long a pause that failed is not tried again.
+	failedWait = 30 * time.Second
 	// probeTime bounds how long a guest may take to say what runs in it.
 	probeTime = 5 * time.Second
 	// muteProbes is how many times in a row a guest may not say so before it counts as at
@@ -30,11 +35,7 @@ func (s *Service) rearmClocks() {
 	}
 }
 
-// clocks ends sandboxes whose deadline or idle timeout has passed.
-//
-// Only on_timeout kill is enforced: a host cannot pause sandboxes yet, and to kill one
-// whose owner asked for a pause would lose its work. Until it can, such a sandbox stays
-// running after its time.
+// clocks pauses or ends sandboxes whose deadline or idle timeout has passed.
 type clocks struct {
 	*Service
 	// work is the ends and probes under way. A guest that does not answer holds up
@@ -42,21 +43,26 @@ type clocks struct {
 	work sync.WaitGroup
 
 	mu sync.Mutex
-	// idle is the sandboxes that are past their idle timeout.
-	idle map[string]*idleWatch
+	// late is the sandboxes that are past one of their times.
+	late map[string]*lateWatch
 }
 
-// idleWatch is what is known of a sandbox that is past its idle timeout.
-type idleWatch struct {
+// lateWatch is what is known of a sandbox that is past one of its times.
+type lateWatch struct {
 	probing bool // somebody asks the guest now
+	ending  bool // somebody pauses or ends it now
 	// wasBusy is whether it was busy when last asked: its idle time then begins when it
 	// is first seen at rest.
 	wasBusy bool
 	mute    int // probes in a row without an answer
+	// notBefore is when a pause that failed may be tried again.
+	notBefore time.Time
 }
 
+func newClocks(s *Service) *clocks { return &clocks{Service: s, late: make(map[string]*lateWatch)} }
+
 func (s *Service) runClocks(ctx context.Context) {
-	c := &clocks{Service: s, idle: make(map[string]*idleWatch)}
+	c := newClocks(s)
 	defer c.work.Wait()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -71,7 +77,7 @@ func (s *Service) runClocks(ctx context.Context) {
 	}
 }
 
-// pass ends what is due and returns when to look again.
+// pass pauses and ends what is due and returns when to look again.
 func (c *clocks) pass(ctx context.Context) time.Duration {
 	timed, err := c.store.List(ctx, Filter{Status: Running, Timed: true})
 	if err != nil {
@@ -83,17 +89,18 @@ func (c *clocks) pass(ctx context.Context) time.Duration {
 	c.forgetOthers(timed)
 	wait := clockWait
 	for _, sb := range timed {
-		if sb.OnTimeout != Kill {
-			continue
-		}
 		sb = c.activity.overlay(sb)
 		at, deadline := sb.end()
+		if failed := c.watch(sb.ID).notBefore; failed.After(at) {
+			at = failed
+		}
 		left := time.Until(at)
 		switch {
 		case left > 0:
 			wait = min(wait, left)
 		case deadline:
-			c.kill(ctx, sb, fmt.Sprintf("its deadline of %d s passed", int64(sb.Deadline/time.Second)))
+			c.activity.sealBusy(sb.ID)
+			c.expire(ctx, sb, fmt.Sprintf("its deadline of %d s passed", int64(sb.Deadline/time.Second)))
 		default:
 			c.endIfAtRest(ctx, sb)
 			wait = min(wait, busyWait)
@@ -102,14 +109,34 @@ func (c *clocks) pass(ctx context.Context) time.Duration {
 	return max(wait, time.Millisecond)
 }
 
+// watch returns a copy of what is known of a sandbox.
+func (c *clocks) watch(id string) lateWatch {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w := c.late[id]; w != nil {
+		return *w
+	}
+	return lateWatch{}
+}
+
+// lateLocked returns what is known of a sandbox to be changed. The caller holds c.mu.
+func (c *clocks) lateLocked(id string) *lateWatch {
+	w := c.late[id]
+	if w == nil {
+		w = &lateWatch{}
+		c.late[id] = w
+	}
+	return w
+}
+
 // forgetOthers drops what is known of sandboxes that are no longer among those with a
 // time of their own.
 func (c *clocks) forgetOthers(timed []Sandbox) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for id := range c.idle {
-		if !slices.ContainsFunc(timed, func(sb Sandbox) bool { return sb.ID == id }) {
-			delete(c.idle, id)
+	for id, w := range c.late {
+		if !w.ending && !slices.ContainsFunc(timed, func(sb Sandbox) bool { return sb.ID == id }) {
+			delete(c.late, id)
 		}
 	}
 }
@@ -119,12 +146,8 @@ func (c *clocks) forgetOthers(timed []Sandbox) {
 func (c *clocks) endIfAtRest(ctx context.Context, sb Sandbox) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w := c.idle[sb.ID]
-	if w == nil {
-		w = &idleWatch{}
-		c.idle[sb.ID] = w
-	}
-	if w.probing {
+	w := c.lateLocked(sb.ID)
+	if w.probing || w.ending {
 		return
 	}
 	w.probing = true
@@ -133,19 +156,71 @@ func (c *clocks) endIfAtRest(ctx context.Context, sb Sandbox) {
 		running, err := c.processes.List(probe, sb.ID)
 		cancel()
 		c.mu.Lock()
-		atRest := c.judge(w, sb, len(running), err)
+		atRest := c.judge(w, sb, foreground(running), err)
 		w.probing = false
 		c.mu.Unlock()
 		if atRest && c.activity.seal(sb.ID, sb.LastActiveAt) {
-			c.kill(ctx, sb, fmt.Sprintf("it was idle for its timeout of %d s", int64(sb.Timeout/time.Second)))
+			c.expire(ctx, sb, fmt.Sprintf("it was idle for its timeout of %d s", int64(sb.Timeout/time.Second)))
 		}
 	})
+}
+
+// foreground counts the processes that keep a sandbox awake.
+func foreground(running []Process) int {
+	n := 0
+	for _, p := range running {
+		if !p.Background {
+			n++
+		}
+	}
+	return n
+}
+
+// expire does with a sandbox, which is sealed, what is to be done when its time has come,
+// and ends the seal.
+func (c *clocks) expire(ctx context.Context, sb Sandbox, reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := c.lateLocked(sb.ID)
+	if w.ending {
+		c.activity.unseal(sb.ID)
+		return
+	}
+	w.ending = true
+	end := c.kill
+	if sb.OnTimeout == Pause {
+		end = c.pauseLate
+	}
+	c.work.Go(func() {
+		defer c.activity.unseal(sb.ID)
+		again := end(context.WithoutCancel(ctx), sb, reason)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		w.ending = false
+		w.notBefore = now().Add(again)
+	})
+}
+
+// pauseLate pauses a sandbox. It returns how long to leave it alone when that failed.
+func (c *clocks) pauseLate(ctx context.Context, sb Sandbox, reason string) (again time.Duration) {
+	_, err := c.pause(ctx, sb.ID, reason)
+	switch {
+	case err == nil:
+		c.log.InfoContext(ctx, "paused a sandbox", "sandbox", sb.ID, "reason", reason)
+		return 0
+	case fault.Is(err, fault.NotFound), fault.Is(err, fault.Conflict):
+		return 0 // it was deleted
+	case fault.Is(err, fault.InvalidState):
+		return busyWait // it is paused by somebody else, or is being written down for a copy
+	}
+	c.log.ErrorContext(ctx, "could not pause a sandbox whose time has come; trying again", "sandbox", sb.ID, "wait", failedWait, "error", err)
+	return failedWait
 }
 
 // judge says whether a sandbox is at rest after a probe. When that cannot be told it says
 // no for a while: a sandbox that lives too long is a smaller harm than lost work. The
 // caller holds c.mu.
-func (c *clocks) judge(w *idleWatch, sb Sandbox, running int, err error) bool {
+func (c *clocks) judge(w *lateWatch, sb Sandbox, running int, err error) bool {
 	if err != nil {
 		w.mute++
 		if w.mute == 1 || w.mute == muteProbes {
@@ -166,28 +241,25 @@ func (c *clocks) judge(w *idleWatch, sb Sandbox, running int, err error) bool {
 	return true
 }
 
-// kill ends a sandbox and keeps its row with the reason. It does not wait for the host:
-// one that hangs must not hold up the others.
-func (c *clocks) kill(ctx context.Context, sb Sandbox, reason string) {
+// kill ends a sandbox and keeps its row with the reason. It returns how long to leave it
+// alone when that could not even begin.
+func (c *clocks) kill(ctx context.Context, sb Sandbox, reason string) (again time.Duration) {
 	ctx, cancel := detached(ctx)
+	defer cancel()
 	ok, err := c.store.SetStatus(ctx, sb.ID, Stopping, reason, now(), Running)
-	if err != nil || !ok {
-		cancel()
-		c.activity.unseal(sb.ID)
-		if err != nil {
-			c.log.ErrorContext(ctx, "could not end a sandbox; trying again", "sandbox", sb.ID, "error", err)
-		}
-		return
+	if err != nil {
+		c.log.ErrorContext(ctx, "could not end a sandbox; trying again", "sandbox", sb.ID, "error", err)
+		return failedWait
 	}
-	c.work.Go(func() {
-		defer cancel()
-		defer c.activity.unseal(sb.ID)
-		if err := c.finish(ctx, sb.ID, reason); err != nil {
-			c.log.ErrorContext(ctx, "could not end a sandbox; trying again when the host is back", "sandbox", sb.ID, "error", err)
-			return
-		}
-		c.log.InfoContext(ctx, "ended a sandbox", "sandbox", sb.ID, "reason", reason)
-	})
+	if !ok {
+		return 0 // somebody else pauses or ends it
+	}
+	if err := c.finish(ctx, sb.ID, reason); err != nil {
+		c.log.ErrorContext(ctx, "could not end a sandbox; trying again when the host is back", "sandbox", sb.ID, "error", err)
+		return 0
+	}
+	c.log.InfoContext(ctx, "ended a sandbox", "sandbox", sb.ID, "reason", reason)
+	return 0
 }
 
 // finish takes a sandbox that is Stopping to its end.

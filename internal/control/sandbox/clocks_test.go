@@ -43,13 +43,13 @@ func TestAMuteGuestHoldsUpNoOther(t *testing.T) {
 
 func TestAGuestThatNeverAnswersIsAtRestInTheEnd(t *testing.T) {
 	s, store, _ := newTest(t)
-	c := &clocks{Service: s, idle: make(map[string]*idleWatch)}
+	c := newClocks(s)
 	sb, err := s.Create(t.Context(), Options{Timeout: time.Nanosecond, OnTimeout: Kill})
 	if err != nil {
 		t.Fatal(err)
 	}
 	silent := errors.New("silence")
-	w := &idleWatch{}
+	w := &lateWatch{}
 	for range muteProbes - 1 {
 		if c.judge(w, sb, 0, silent) {
 			t.Fatal("a guest that did not answer a few times is taken for idle")

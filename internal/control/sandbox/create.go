@@ -27,10 +27,11 @@ type Options struct {
 	Env       map[string]string
 	User      string
 	Metadata  map[string]string
+	Wait      time.Duration // how long to wait for room on a full host, at most
 }
 
-// withDefaults fills in what was not said, as far as the host has it: nobody is refused
-// for what they did not ask. A limit of 0 is not known.
+// withDefaults returns o with what was not said, as far as the host has it: nobody is
+// refused for what they did not ask. A limit of 0 is not known.
 func (o Options) withDefaults(limit Resources) Options {
 	def := func(v *int, d, most int) {
 		if *v == 0 {
@@ -59,6 +60,16 @@ func (s *Service) Create(ctx context.Context, o Options) (Sandbox, error) {
 	if err != nil {
 		return Sandbox{}, err
 	}
+	from, err := s.snapshots.resolve(ctx, o.Template, host)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	if from.ID != "" {
+		if o.Resources, err = from.sized(o.Resources); err != nil {
+			return Sandbox{}, err
+		}
+		o.Template = from.Name
+	}
 	o = o.withDefaults(host.Max)
 	if err := o.validate(); err != nil {
 		return Sandbox{}, err
@@ -70,32 +81,40 @@ func (s *Service) Create(ctx context.Context, o Options) (Sandbox, error) {
 	now := now()
 	sb := Sandbox{
 		ID: newID(), Status: Starting, Template: o.Template, Resources: o.Resources,
-		Timeout: o.Timeout, Deadline: o.Deadline, OnTimeout: o.OnTimeout,
+		Timeout: o.Timeout, Deadline: o.Deadline, DeadlineFrom: now, OnTimeout: o.OnTimeout,
 		Runtime: host.Runtime, HostID: host.ID, Metadata: o.Metadata,
 		CreatedAt: now, UpdatedAt: now,
 	}
-	defer s.claim(sb.ID)()
+	defer s.claim(ctx, sb.ID)()
 	if err := s.store.Insert(ctx, sb); err != nil {
 		return Sandbox{}, err
 	}
-	if err := s.start(ctx, &sb, o); err != nil {
+	if err := s.start(ctx, &sb, o, from.ID); err != nil {
 		s.undoCreate(ctx, sb.ID)
 		return Sandbox{}, err
 	}
-	if sb.Timeout > 0 || sb.Deadline > 0 {
-		s.rearmClocks()
-	}
+	s.rearmClocks()
 	return sb, nil
 }
 
 // start has the host make sb and writes down what came of it.
-func (s *Service) start(ctx context.Context, sb *Sandbox, o Options) error {
+func (s *Service) start(ctx context.Context, sb *Sandbox, o Options, snapshotID string) error {
 	made, err := s.host.Create(ctx, Spec{
 		ID: sb.ID, Template: sb.Template, Resources: sb.Resources, Env: o.Env, User: o.User,
+		SnapshotID: snapshotID, Wait: o.Wait,
 	})
 	if err != nil {
 		return err
 	}
+	if err := s.started(ctx, sb, made); err != nil {
+		return err
+	}
+	// A client that has gone never learns the id, so nobody would ever delete it.
+	return ctx.Err()
+}
+
+// started writes down that a sandbox that was Starting runs.
+func (s *Service) started(ctx context.Context, sb *Sandbox, made HostSandbox) error {
 	now := now()
 	sb.Status, sb.HostIP, sb.GuestIP = Running, made.HostIP, made.GuestIP
 	sb.StartedAt, sb.LastActiveAt, sb.UpdatedAt = made.StartedAt, now, now
@@ -105,15 +124,14 @@ func (s *Service) start(ctx context.Context, sb *Sandbox, o Options) error {
 	if made.Runtime != "" {
 		sb.Runtime = made.Runtime
 	}
-	ok, err := s.store.Started(ctx, *sb, Starting)
+	ok, err := s.store.Save(ctx, *sb, Starting)
 	if err != nil {
 		return err
 	}
 	if !ok {
 		return fault.New(fault.Conflict, "sandbox %q was deleted while it started", sb.ID)
 	}
-	// A client that has gone never learns the id, so nobody would ever delete it.
-	return ctx.Err()
+	return nil
 }
 
 // undoCreate removes what a failed create may have left, even when its client has gone.
@@ -123,25 +141,6 @@ func (s *Service) undoCreate(ctx context.Context, id string) {
 	if err := s.remove(ctx, id); err != nil {
 		s.log.ErrorContext(ctx, "could not remove a sandbox whose creation failed", "sandbox", id, "error", err)
 	}
-}
-
-// claim notes that this process creates id; the returned function ends that.
-func (s *Service) claim(id string) (release func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.creating[id] = true
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.creating, id)
-	}
-}
-
-// claimed reports whether this process creates id right now.
-func (s *Service) claimed(id string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.creating[id]
 }
 
 const (

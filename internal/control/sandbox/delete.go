@@ -16,7 +16,7 @@ func (s *Service) Delete(ctx context.Context, id string) error {
 	// destroyed helps nobody.
 	ctx, cancel := detached(ctx)
 	defer cancel()
-	_, err := s.store.SetStatus(ctx, id, Stopping, "", now(), Pending, Starting, Running, Paused)
+	_, err := s.store.SetStatus(ctx, id, Stopping, "", now(), Pending, Starting, Running, Pausing, Paused, Resuming)
 	if err != nil {
 		// A full disk must not keep anybody from freeing it.
 		s.log.ErrorContext(ctx, "could not write that a sandbox is being deleted; deleting it all the same", "sandbox", id, "error", err)

@@ -87,8 +87,26 @@ func (m *memStore) update(ctx context.Context, id string, from []Status, change 
 	return true, nil
 }
 
-func (m *memStore) Started(ctx context.Context, sb Sandbox, from ...Status) (bool, error) {
-	return m.update(ctx, sb.ID, from, func(s *Sandbox) { *s = sb })
+func (m *memStore) Save(ctx context.Context, sb Sandbox, from ...Status) (bool, error) {
+	return m.update(ctx, sb.ID, from, func(s *Sandbox) {
+		sb.Timeout, sb.Deadline, sb.OnTimeout, sb.Metadata = s.Timeout, s.Deadline, s.OnTimeout, s.Metadata
+		sb.LastActiveAt = later(sb.LastActiveAt, s.LastActiveAt)
+		sb.DeadlineFrom = later(sb.DeadlineFrom, s.DeadlineFrom)
+		*s = sb
+	})
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+func (m *memStore) SetClocks(ctx context.Context, sb Sandbox, from ...Status) (bool, error) {
+	return m.update(ctx, sb.ID, from, func(s *Sandbox) {
+		s.Timeout, s.Deadline, s.DeadlineFrom, s.OnTimeout = sb.Timeout, sb.Deadline, sb.DeadlineFrom, sb.OnTimeout
+	})
 }
 
 func (m *memStore) SetStatus(ctx context.Context, id string, to Status, reason string, at time.Time, from ...Status) (bool, error) {
@@ -150,6 +168,8 @@ type fakeHost struct {
 
 	max      Resources
 	onCreate func(ctx context.Context, spec Spec) error
+	onPause  func(id string) error
+	onResume func(id string) error
 	onStart  func(cmd Command) (EventStream, error)
 	// onConnect is onStart for a process that runs.
 	onConnect func(p Selector, replay bool) (EventStream, error)
@@ -172,6 +192,50 @@ func (h *fakeHost) Create(ctx context.Context, spec Spec) (HostSandbox, error) {
 	return sb, nil
 }
 
+func (h *fakeHost) Get(_ context.Context, id string) (HostSandbox, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	sb, ok := h.sandboxes[id]
+	if !ok {
+		return HostSandbox{}, fault.New(fault.NotFound, "there is no sandbox %q on this host", id)
+	}
+	return sb, nil
+}
+
+func (h *fakeHost) Pause(ctx context.Context, id string) (HostSandbox, error) {
+	return h.pass(ctx, id, h.onPause, Pausing, Paused)
+}
+
+func (h *fakeHost) Resume(ctx context.Context, id string, _ time.Duration) (HostSandbox, error) {
+	return h.pass(ctx, id, h.onResume, Resuming, Running)
+}
+
+// pass takes a sandbox through one status to another, with news of both, unless the hook
+// says no.
+func (h *fakeHost) pass(ctx context.Context, id string, hook func(id string) error, through, to Status) (HostSandbox, error) {
+	sb, err := h.Get(ctx, id)
+	if err != nil {
+		return HostSandbox{}, err
+	}
+	was := sb
+	sb.Status = through
+	h.set(sb)
+	if hook != nil {
+		if err := hook(id); err != nil {
+			h.set(was)
+			return HostSandbox{}, err
+		}
+	}
+	sb.Status = to
+	if to == Paused {
+		sb.PausedAt, sb.SnapshotBytes = now(), 77
+	} else {
+		sb.HostIP, sb.StartedAt = "10.0.0.9", now()
+	}
+	h.set(sb)
+	return sb, nil
+}
+
 func (h *fakeHost) Destroy(_ context.Context, id string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -187,10 +251,10 @@ func (h *fakeHost) Destroy(_ context.Context, id string) error {
 func (h *fakeHost) set(sb HostSandbox) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if sb.Status == Running {
-		h.sandboxes[sb.ID] = sb
-	} else {
+	if sb.Status == Stopped {
 		delete(h.sandboxes, sb.ID)
+	} else {
+		h.sandboxes[sb.ID] = sb
 	}
 	for _, w := range h.watchers {
 		w <- HostEvent{Sandbox: sb}
@@ -312,7 +376,8 @@ func newTest(t *testing.T) (*Service, *memStore, *fakeHost) {
 		signals: make(chan Selector, 4), inputs: make(chan string, 64),
 	}
 	s := New(Config{
-		Store: store, Host: host, Processes: fakeHostProcesses{host}, Files: fakeFiles{},
+		Store: store, Clocks: store, SnapshotStore: &memSnapshots{}, Host: host, Snapshots: &fakeSnapshots{fakeHost: host},
+		Warm: map[string]int{"warm": 2}, Processes: fakeHostProcesses{host}, Files: fakeFiles{},
 		Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 	})
 	return s, store, host

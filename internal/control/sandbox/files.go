@@ -23,7 +23,7 @@ func (f *Files) begin(ctx context.Context, id, user string, paths ...string) (do
 	if err := checkText("user", user); err != nil {
 		return nil, err
 	}
-	return f.core.use(ctx, id)
+	return f.core.use(ctx, id, request)
 }
 
 // Stat describes one file, directory or link.

@@ -13,12 +13,57 @@ type Host interface {
 	Describe(ctx context.Context) (HostInfo, error)
 	// Create answers when the sandbox is usable. A failed create leaves nothing behind.
 	Create(ctx context.Context, spec Spec) (HostSandbox, error)
+	// Get returns a sandbox as it is now; an unknown id is not_found.
+	Get(ctx context.Context, id string) (HostSandbox, error)
+	// Pause answers when the sandbox is safe on the disk. When it fails the sandbox runs on.
+	Pause(ctx context.Context, id string) (HostSandbox, error)
+	// Resume answers when the sandbox is usable, having waited for room for at most wait.
+	// When it fails the sandbox is still what it was.
+	Resume(ctx context.Context, id string, wait time.Duration) (HostSandbox, error)
 	// Destroy ends a sandbox in any state; an unknown id is not_found.
 	Destroy(ctx context.Context, id string) error
 	// Watch calls each with every sandbox of the host, then once with Synced, then with
 	// every change, until ctx ends, the host goes away or each returns an error. It
 	// always returns an error.
 	Watch(ctx context.Context, each func(HostEvent) error) error
+}
+
+// HostSnapshots is the snapshots and copies of sandboxes on the host that runs them, and
+// what sandboxes use there.
+type HostSnapshots interface {
+	// Fork makes copies of a running sandbox, in the order of their ids: all or none.
+	Fork(ctx context.Context, id string, copies []string) ([]HostSandbox, error)
+	// Create writes a running sandbox down, which keeps running.
+	Create(ctx context.Context, sandboxID, snapshotID string) (HostSnapshot, error)
+	List(ctx context.Context) ([]HostSnapshot, error)
+	// Delete removes a snapshot; an unknown id is not_found.
+	Delete(ctx context.Context, id string) error
+	// SetWarm says of which snapshots how many sandboxes are kept ready, in place of what
+	// was said before.
+	SetWarm(ctx context.Context, counts map[string]int) error
+	// Metrics returns what a sandbox has used in the time before now, oldest first.
+	Metrics(ctx context.Context, id string, before time.Duration) ([]Point, error)
+}
+
+// HostSnapshot is a snapshot as its host has it.
+type HostSnapshot struct {
+	ID        string
+	SandboxID string
+	Template  string
+	Resources Resources
+	User      string // default user
+	Env       map[string]string
+	SizeBytes int64
+	Stopped   time.Duration // how long the sandbox stood still for it
+	CreatedAt time.Time
+}
+
+// Point is what a sandbox used at one time.
+type Point struct {
+	Time        time.Time
+	CPUPct      float64 // of one processor
+	MemoryBytes int64
+	DiskBytes   int64
 }
 
 // HostProcesses is the processes in sandboxes on the host that runs them.
@@ -66,6 +111,8 @@ type HostInfo struct {
 	ID      string
 	Runtime string
 	Max     Resources // for one sandbox
+	// Templates are the names of those that the host brings itself.
+	Templates []string
 }
 
 // Spec is what a host needs to know to make a sandbox.
@@ -75,6 +122,9 @@ type Spec struct {
 	Resources Resources
 	Env       map[string]string
 	User      string // default user; empty: the template's
+	// SnapshotID, unless empty, is the snapshot that it is made from.
+	SnapshotID string
+	Wait       time.Duration // how long to wait for room at most
 }
 
 // HostSandbox is a sandbox as its host sees it.
@@ -85,7 +135,14 @@ type HostSandbox struct {
 	Runtime   string
 	HostIP    string
 	GuestIP   string
+	CreatedAt time.Time
 	StartedAt time.Time
+	Template  string
+	Resources Resources
+	// PausedAt is when the state was written down that it can be resumed from, and
+	// SnapshotBytes what that takes on the disk. Zero: there is none.
+	PausedAt      time.Time
+	SnapshotBytes int64
 }
 
 // HostEvent is one step of Host.Watch: a sandbox, or that all were sent.

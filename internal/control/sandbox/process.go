@@ -134,7 +134,7 @@ func (p *Processes) List(ctx context.Context, id string) ([]Process, error) {
 
 // Signal sends a signal to a process.
 func (p *Processes) Signal(ctx context.Context, id string, sel Selector, sig Signal) error {
-	done, err := p.core.use(ctx, id)
+	done, err := p.core.use(ctx, id, request)
 	if err != nil {
 		return err
 	}

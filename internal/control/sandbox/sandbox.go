@@ -13,7 +13,8 @@ import (
 // Status is where a sandbox is in its life, as the native API names it.
 type Status string
 
-// The statuses. Stopped, Missing and Error are final and come with a reason.
+// The statuses. Stopped, Missing and Error are ends and come with a reason; the host's
+// word can bring a sandbox back from them.
 const (
 	Pending  Status = "pending"
 	Starting Status = "starting"
@@ -47,13 +48,16 @@ type Resources struct {
 type Sandbox struct {
 	ID        string
 	Status    Status
-	Reason    string // why the status is final; for a person
+	Reason    string // why the status is what it is; for a person
 	Template  string
 	Resources Resources
 
-	Timeout   time.Duration // idle timeout; 0: none
-	Deadline  time.Duration // from CreatedAt; 0: none
-	OnTimeout OnTimeout
+	Timeout  time.Duration // idle timeout; 0: none
+	Deadline time.Duration // 0: none
+	// DeadlineFrom is what Deadline counts from: the creation, the latest resume, or the
+	// moment in which it was set. Zero is CreatedAt.
+	DeadlineFrom time.Time
+	OnTimeout    OnTimeout
 
 	Runtime string
 	HostID  string
@@ -66,15 +70,17 @@ type Sandbox struct {
 	StartedAt    time.Time
 	LastActiveAt time.Time
 	UpdatedAt    time.Time
+
+	// PausedAt is when the state was written down that the sandbox can be resumed from,
+	// and SnapshotBytes what that takes on the host's disk.
+	PausedAt      time.Time
+	SnapshotBytes int64
 }
 
-// EndsAt is when the sandbox is killed: when the deadline or, without further activity,
-// the idle timeout passes, whichever is sooner. It is zero when there is neither, when it
-// is not to be killed then, or when the sandbox has already ended.
+// EndsAt is when the sandbox is paused or killed: when the deadline or, without further
+// activity, the idle timeout passes, whichever is sooner. It is zero when there is neither,
+// and while the sandbox does not run, since its clocks stand still then.
 func (s *Sandbox) EndsAt() time.Time {
-	if s.OnTimeout != Kill {
-		return time.Time{}
-	}
 	ends, _ := s.end()
 	return ends
 }
@@ -82,7 +88,7 @@ func (s *Sandbox) EndsAt() time.Time {
 // end is when the first of the two times passes, and whether it is the deadline.
 func (s *Sandbox) end() (at time.Time, deadline bool) {
 	switch s.Status {
-	case Stopping, Stopped, Missing, Error:
+	case Pausing, Paused, Resuming, Stopping, Stopped, Missing, Error:
 		return time.Time{}, false
 	}
 	if s.Timeout > 0 {
@@ -93,11 +99,20 @@ func (s *Sandbox) end() (at time.Time, deadline bool) {
 		at = active.Add(s.Timeout)
 	}
 	if s.Deadline > 0 {
-		if d := s.CreatedAt.Add(s.Deadline); at.IsZero() || d.Before(at) {
+		from := s.DeadlineFrom
+		if from.IsZero() {
+			from = s.CreatedAt
+		}
+		if d := from.Add(s.Deadline); at.IsZero() || d.Before(at) {
 			return d, true
 		}
 	}
 	return at, false
+}
+
+// resumable reports whether there is a state that the sandbox can go back to.
+func (s *Sandbox) resumable() bool {
+	return s.Status == Paused || s.Status == Error && !s.PausedAt.IsZero()
 }
 
 // Filter says which sandboxes a Store lists: newest first, then by id. Zero fields do

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,61 +16,75 @@ type Store interface {
 	Insert(ctx context.Context, s Sandbox) error
 	Get(ctx context.Context, id string) (Sandbox, error)
 	List(ctx context.Context, f Filter) ([]Sandbox, error)
-	// Started writes the status, the reason and what only the host knew, if the sandbox
-	// is in one of the statuses from; it reports whether it was.
-	Started(ctx context.Context, s Sandbox, from ...Status) (bool, error)
+	// Save writes the status, the reason, the times and what only the host knew, if the
+	// sandbox is in one of the statuses from; it reports whether it was. The last activity
+	// and what the deadline counts from only go forward; the clocks' settings stay as they are.
+	Save(ctx context.Context, s Sandbox, from ...Status) (bool, error)
 	// SetStatus changes the status and the reason if the sandbox is in one of the
 	// statuses from; it reports whether it was.
 	SetStatus(ctx context.Context, id string, to Status, reason string, at time.Time, from ...Status) (bool, error)
 	// Delete reports whether there was something to delete.
 	Delete(ctx context.Context, id string) (bool, error)
+}
+
+// ClockStore keeps what the clocks of sandboxes go by.
+type ClockStore interface {
 	// Touch writes when sandboxes were last active; unknown ids are passed over.
 	Touch(ctx context.Context, active map[string]time.Time) error
+	// SetClocks writes the idle timeout, the deadline and what it counts from, and what
+	// happens then, if the sandbox is in one of the statuses from; it reports whether it was.
+	SetClocks(ctx context.Context, s Sandbox, from ...Status) (bool, error)
 }
 
 // Config is what the package's services work with.
 type Config struct {
-	Store     Store
-	Host      Host
-	Processes HostProcesses
-	Files     HostFiles
-	Log       *slog.Logger
+	Store         Store
+	Clocks        ClockStore
+	SnapshotStore SnapshotStore
+	Host          Host
+	Snapshots     HostSnapshots
+	Processes     HostProcesses
+	Files         HostFiles
+	// Warm says of which snapshots, by their names, how many sandboxes are kept ready.
+	Warm map[string]int
+	Log  *slog.Logger
 }
 
 // Service is the life of sandboxes. Make it with New and let Run run beside it. It is
 // safe for concurrent use.
 type Service struct {
 	store     Store
+	clocks    ClockStore
 	host      Host
 	processes HostProcesses
 	files     HostFiles
 	log       *slog.Logger
 
-	activity *activity
-	hostInfo hostInfoCache
+	snapshots *Snapshots
+	activity  *activity
+	hostInfo  hostInfoCache
 	// hostGoes is set when the host's going away is no news.
 	hostGoes atomic.Bool
 	// rearm wakes the clocks when a sandbox came that may end before what they wait for.
 	rearm chan struct{}
 
-	mu sync.Mutex
-	// creating is the ids that a Create of this process works on: a row in Starting that
-	// is not among them was left by a process that died.
-	creating map[string]bool
+	claims claims
 }
 
 // New returns the service of sandboxes.
 func New(cfg Config) *Service {
-	return &Service{
+	s := &Service{
 		store:     cfg.Store,
+		clocks:    cfg.Clocks,
 		host:      cfg.Host,
 		processes: cfg.Processes,
 		files:     cfg.Files,
 		log:       cfg.Log,
 		activity:  newActivity(),
 		rearm:     make(chan struct{}, 1),
-		creating:  make(map[string]bool),
 	}
+	s.snapshots = &Snapshots{core: s, store: cfg.SnapshotStore, host: cfg.Snapshots, warm: cfg.Warm, warming: make(chan struct{}, 1)}
+	return s
 }
 
 // Processes returns the service of commands in sandboxes.
@@ -79,16 +92,19 @@ func (s *Service) Processes() *Processes {
 	return &Processes{core: s, host: s.processes, log: s.log}
 }
 
+// Snapshots returns the service of snapshots, templates and copies.
+func (s *Service) Snapshots() *Snapshots { return s.snapshots }
+
 // Files returns the service of files in sandboxes.
 func (s *Service) Files() *Files { return &Files{core: s, host: s.files} }
 
-// Run follows the host's news, ends sandboxes whose time has come and writes activity
+// Run follows the host's news, pauses and ends sandboxes whose time has come and writes activity
 // down, until ctx ends. It returns an error only if it could not write at the end.
 func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { s.watch(ctx); return nil })
 	g.Go(func() error { s.runClocks(ctx); return nil })
-	g.Go(func() error { return s.activity.flushUntilDone(ctx, s.store, s.log) })
+	g.Go(func() error { return s.activity.flushUntilDone(ctx, s.clocks, s.log) })
 	return g.Wait()
 }
 
@@ -120,22 +136,31 @@ func (s *Service) requireRunning(ctx context.Context, id string) error {
 	if sb.Status == Running {
 		return nil
 	}
-	why := ""
-	if sb.Reason != "" {
-		why = " (" + sb.Reason + ")"
-	}
-	return fault.New(fault.InvalidState, "sandbox %q is %s%s; only a running sandbox can do this", id, sb.Status, why)
+	return sb.refuse("only a running sandbox can do this")
 }
 
-// use begins an action inside a running sandbox; the sandbox is not idle before the
-// returned function is called.
-func (s *Service) use(ctx context.Context, id string) (done func(), err error) {
+// refuse is the error of an action that the sandbox's status does not allow; rule says
+// what it would take.
+func (s *Sandbox) refuse(rule string) error {
+	why := ""
+	if s.Reason != "" {
+		why = " (" + s.Reason + ")"
+	}
+	if s.Status == Paused {
+		rule += "; resume it first"
+	}
+	return fault.New(fault.InvalidState, "sandbox %q is %s%s; %s", s.ID, s.Status, why, rule)
+}
+
+// use begins an action inside a running sandbox; what that means for the sandbox's clocks
+// says its kind. It is over when the returned function is called.
+func (s *Service) use(ctx context.Context, id string, kind use) (done func(), err error) {
 	if err := s.requireRunning(ctx, id); err != nil {
 		return nil, err
 	}
-	done, ok := s.activity.begin(id)
+	done, ok := s.activity.begin(id, kind)
 	if !ok {
-		return nil, fault.New(fault.InvalidState, "sandbox %q is being stopped because its time has come", id)
+		return nil, fault.New(fault.InvalidState, "sandbox %q is being paused or stopped right now", id)
 	}
 	return done, nil
 }

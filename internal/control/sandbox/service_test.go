@@ -70,7 +70,7 @@ func TestCreateThatFailsLeavesNothing(t *testing.T) {
 		if store.len() != 0 || len(host.sandboxes) != 0 {
 			t.Errorf("%s: %d rows and %d sandboxes are left", name, store.len(), len(host.sandboxes))
 		}
-		if len(s.creating) != 0 {
+		if len(s.claims.held) != 0 {
 			t.Errorf("%s: the id is still claimed", name)
 		}
 		cancel()

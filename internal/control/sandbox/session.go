@@ -60,7 +60,11 @@ func (p *Processes) Open(ctx context.Context, id string, cmd Command) (Session, 
 	if err := cmd.validate(); err != nil {
 		return nil, err
 	}
-	s, err := p.newSession(ctx, id)
+	kind := command
+	if cmd.Terminal != nil {
+		kind = onlooking
+	}
+	s, err := p.newSession(ctx, id, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +106,7 @@ type Follow struct {
 // Connect follows a process that was started before. Like that of Open its session does
 // not end with ctx.
 func (p *Processes) Connect(ctx context.Context, id string, f Follow) (Session, error) {
-	s, err := p.newSession(ctx, id)
+	s, err := p.newSession(ctx, id, onlooking)
 	if err != nil {
 		return nil, err
 	}
@@ -150,8 +154,8 @@ type session struct {
 }
 
 // newSession begins the use of a sandbox.
-func (p *Processes) newSession(ctx context.Context, id string) (*session, error) {
-	done, err := p.core.use(ctx, id)
+func (p *Processes) newSession(ctx context.Context, id string, kind use) (*session, error) {
+	done, err := p.core.use(ctx, id, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -167,10 +171,12 @@ func (s *session) Next() (Event, error) {
 	if err != nil {
 		return Event{}, s.why(err)
 	}
+	s.core.activity.touch(s.id)
 	return ev, nil
 }
 
 func (s *session) Write(ctx context.Context, data []byte) error {
+	s.core.activity.touch(s.id)
 	return s.host.SendInput(ctx, s.id, s.selector(), Input{Terminal: s.terminal, Data: data})
 }
 
@@ -202,14 +208,25 @@ const (
 	newsPoll = 20 * time.Millisecond
 )
 
+// ErrPaused is in the chain of the error of a stream that ended because its sandbox was
+// paused. The process has not ended.
+var ErrPaused = errors.New("the sandbox was paused")
+
+// paused is the error of a stream whose sandbox was paused.
+func paused(id string, cause error) error {
+	return fault.Wrap(errors.Join(ErrPaused, cause), fault.InvalidState, "sandbox %q was paused; resume it, and follow the process again", id)
+}
+
 // why is the error of a stream that ended before its process. A broken connection to a
 // sandbox is mostly the sandbox's own end, and who follows a process wants to know that.
 func (s *session) why(err error) error {
 	if errors.Is(err, io.EOF) {
 		err = fault.Wrap(err, fault.AgentError, "the sandbox went away before the command had ended")
 	}
-	if !fault.Is(err, fault.AgentError) && !fault.Is(err, fault.HostUnavailable) {
-		return err // the host's or the guest's own word
+	switch fault.CodeOf(err) {
+	case fault.AgentError, fault.HostUnavailable, fault.InvalidState, fault.NotFound:
+	default:
+		return err // the guest's own word
 	}
 	ctx, cancel := context.WithTimeout(s.life, newsTime)
 	defer cancel()
@@ -220,12 +237,17 @@ func (s *session) why(err error) error {
 		switch {
 		case fault.Is(found, fault.NotFound), found == nil && sb.Status == Stopping && sb.Reason == "":
 			return fault.Wrap(err, fault.NotFound, "sandbox %q was deleted", s.id)
-		case found == nil && sb.Status != Running:
+		case found == nil && sb.Status == Paused:
+			return paused(s.id, err)
+		case found == nil && sb.Status != Running && sb.Status != Pausing && sb.Status != Resuming:
 			return fault.Wrap(err, fault.InvalidState, "sandbox %q ended: %s", s.id, sb.Reason)
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			if found == nil && sb.Status == Pausing {
+				return paused(s.id, err) // nearly: the host has let go of its streams
+			}
 			return err
 		}
 	}

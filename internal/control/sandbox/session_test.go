@@ -51,7 +51,7 @@ func TestConnect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if session.Started() != (Started{PID: 8, Tag: "web", ReplayBytes: 9}) || !s.activity.busy("sb1") {
+	if session.Started() != (Started{PID: 8, Tag: "web", ReplayBytes: 9}) || s.activity.busy("sb1") {
 		t.Errorf("%+v, busy %v", session.Started(), s.activity.busy("sb1"))
 	}
 	if ev, err := session.Next(); err != nil || ev.Exit.Code != 3 {

@@ -16,6 +16,7 @@ const (
 	maxName     = 128       // bytes of a metadata or environment name
 	maxLabels   = 64        // metadata entries
 	maxPeriod   = 10 * 365 * 24 * time.Hour
+	maxWait     = 10 * time.Minute
 )
 
 var tagPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
@@ -42,6 +43,9 @@ func (o Options) validate() error {
 		return err
 	}
 	if err := checkText("template", o.Template); err != nil {
+		return err
+	}
+	if err := checkWait(o.Wait); err != nil {
 		return err
 	}
 	return checkText("user", o.User)
@@ -111,6 +115,13 @@ func checkText(field, v string) error {
 func checkPeriod(field string, d time.Duration) error {
 	if d < 0 || d > maxPeriod {
 		return fault.New(fault.InvalidRequest, "field %q must be 0 (none) to %d seconds", field, int64(maxPeriod/time.Second))
+	}
+	return nil
+}
+
+func checkWait(d time.Duration) error {
+	if d < 0 || d > maxWait {
+		return fault.New(fault.InvalidRequest, "field \"wait_sec\" must be 0 to %d seconds", int64(maxWait/time.Second))
 	}
 	return nil
 }

@@ -2,8 +2,8 @@ package sandbox
 
 import (
 	"context"
-	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -74,42 +74,72 @@ func (s *Service) watchOnce(ctx context.Context) (synced bool, err error) {
 	return synced, err
 }
 
-// reconcile compares what the store knew before with all that the host has.
+// reconcile compares what the store knew before with all that the host has. The table in
+// docs/architecture.md has every case.
 func (s *Service) reconcile(ctx context.Context, before []Sandbox, seen map[string]HostSandbox) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(reconcileWidth)
 	for _, row := range before {
 		onHost, known := seen[row.ID]
 		delete(seen, row.ID)
-		switch {
-		case row.Status == Starting || row.Status == Pending:
+		if !known {
+			onHost = lost(row.ID)
+		}
+		switch row.Status {
+		case Starting, Pending:
 			g.Go(func() error { s.noteFailedEnd(gctx, row.ID, s.removeLeftover(gctx, row.ID)); return nil })
-		case row.Status == Stopping:
+		case Stopping:
 			g.Go(func() error { s.noteFailedEnd(gctx, row.ID, s.resumeStop(gctx, row)); return nil })
-		case known:
+		default:
 			if err := s.follow(ctx, onHost); err != nil {
 				return err
-			}
-		case row.Status == Running:
-			lost, err := s.store.SetStatus(ctx, row.ID, Missing, reasonMissing, now(), Running)
-			if err != nil {
-				return err
-			}
-			if lost {
-				s.log.ErrorContext(ctx, "a sandbox is missing on its host", "sandbox", row.ID)
 			}
 		}
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	for id := range seen {
-		if _, err := s.store.Get(ctx, id); fault.Is(err, fault.NotFound) && !s.claimed(id) {
-			// It may be somebody's work whose row was lost, so it is not ours to destroy.
-			s.log.WarnContext(ctx, "the host has a sandbox that nobody here knows; it is left alone", "sandbox", id)
+	for _, h := range seen {
+		if err := s.adopt(ctx, h); err != nil {
+			return err
 		}
 	}
-	return nil
+	return s.snapshots.reconcile(ctx)
+}
+
+// adopt makes a row for a sandbox that its host has and nobody here knows, as after the
+// database was restored from a copy: it may be somebody's work, and shall be seen.
+func (s *Service) adopt(ctx context.Context, h HostSandbox) error {
+	_, err := s.store.Get(ctx, h.ID)
+	if s.claims.has(h.ID) || !fault.Is(err, fault.NotFound) {
+		return err // it came meanwhile
+	}
+	// A row goes after its sandbox, so what the host still has now was not just deleted.
+	h, err = s.host.Get(ctx, h.ID)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	switch h.Status {
+	case Running, Pausing, Paused, Resuming, Error:
+	default:
+		return nil // on its way out, or of a create whose row is about to go
+	}
+	host, err := s.hostInfo.get(ctx, s.host)
+	if err != nil {
+		return err
+	}
+	at := now()
+	sb := Sandbox{ID: h.ID, OnTimeout: Pause, Template: h.Template, HostID: host.ID, CreatedAt: h.CreatedAt}
+	if sb.CreatedAt.IsZero() {
+		sb.CreatedAt = at
+	}
+	sb = sb.as(h)
+	sb.LastActiveAt, sb.HostIP, sb.GuestIP = at, h.HostIP, h.GuestIP
+	s.log.WarnContext(ctx, "the host has a sandbox that nobody here knows; it is listed from now on", "sandbox", h.ID, "status", string(h.Status))
+	return s.store.Insert(ctx, sb)
 }
 
 // noteFailedEnd says that a sandbox could not be ended now. One that cannot must not keep us
@@ -120,35 +150,10 @@ func (s *Service) noteFailedEnd(ctx context.Context, id string, err error) {
 	}
 }
 
-// follow writes down what the host says of a sandbox that the store believes running, or
-// believed to be lost.
-func (s *Service) follow(ctx context.Context, h HostSandbox) error {
-	var err error
-	var changed bool
-	reason := h.Reason
-	switch h.Status {
-	case Running:
-		changed, err = s.store.SetStatus(ctx, h.ID, Running, "", now(), Missing)
-	case Stopped, Error:
-		if reason == "" {
-			reason = reasonEnded
-		}
-		changed, err = s.store.SetStatus(ctx, h.ID, h.Status, reason, now(), Running, Missing)
-	}
-	if changed {
-		level := slog.LevelWarn
-		if s.hostGoes.Load() {
-			level = slog.LevelInfo // as it was asked to
-		}
-		s.log.Log(ctx, level, "a sandbox changed on its host", "sandbox", h.ID, "status", string(h.Status), "reason", reason)
-	}
-	return err
-}
-
 // removeLeftover removes a sandbox that a process began to create and died. Nobody was
 // told its id.
 func (s *Service) removeLeftover(ctx context.Context, id string) error {
-	if s.claimed(id) {
+	if s.claims.has(id) {
 		return nil
 	}
 	// A create that has just finished is no leftover; the store decides.
@@ -167,4 +172,78 @@ func (s *Service) resumeStop(ctx context.Context, row Sandbox) error {
 		return s.finish(ctx, row.ID, row.Reason)
 	}
 	return s.remove(ctx, row.ID)
+}
+
+// reconcile finishes what a process that died has left of snapshots, and holds the rows
+// against what the host has.
+func (x *Snapshots) reconcile(ctx context.Context) error {
+	before, err := x.store.List(ctx)
+	if err != nil {
+		return err
+	}
+	onHost, err := x.host.List(ctx)
+	if err != nil {
+		return err
+	}
+	// Again: one that was made meanwhile is on the host and was not among the rows.
+	after, err := x.store.List(ctx)
+	if err != nil {
+		return err
+	}
+	unknown := make(map[string]HostSnapshot, len(onHost))
+	for _, h := range onHost {
+		unknown[h.ID] = h
+	}
+	for _, row := range before {
+		if x.core.claims.has(row.ID) {
+			continue
+		}
+		_, there := unknown[row.ID]
+		if err := x.reconcileOne(ctx, row, there); err != nil {
+			return err
+		}
+	}
+	for _, row := range slices.Concat(before, after) {
+		delete(unknown, row.ID)
+	}
+	for _, h := range unknown {
+		if err := x.adopt(ctx, h); err != nil {
+			return err
+		}
+	}
+	x.keepWarm(ctx)
+	return nil
+}
+
+func (x *Snapshots) reconcileOne(ctx context.Context, row Snapshot, onHost bool) error {
+	switch {
+	case row.Status == SnapshotCreating, row.Status == SnapshotDeleting:
+		// Nobody was told of one that was being created.
+		if err := x.remove(ctx, row.ID); err != nil {
+			x.core.log.ErrorContext(ctx, "could not remove a snapshot that was left half done", "snapshot", row.ID, "error", err)
+		}
+	case row.Status == SnapshotReady && !onHost:
+		x.core.log.ErrorContext(ctx, "a snapshot is missing on its host", "snapshot", row.ID, "name", row.Name)
+		return x.store.SetStatus(ctx, row.ID, SnapshotMissing, SnapshotReady)
+	case row.Status == SnapshotMissing && onHost:
+		return x.store.SetStatus(ctx, row.ID, SnapshotReady, SnapshotMissing)
+	}
+	return nil
+}
+
+// adopt makes a row for a snapshot that the host has and nobody here knows.
+func (x *Snapshots) adopt(ctx context.Context, h HostSnapshot) error {
+	if x.core.claims.has(h.ID) {
+		return nil
+	}
+	host, err := x.core.hostInfo.get(ctx, x.core.host)
+	if err != nil {
+		return err
+	}
+	row := Snapshot{
+		ID: h.ID, Name: h.ID, Status: SnapshotReady, HostID: host.ID, SandboxID: h.SandboxID, Template: h.Template, CreatedAt: now(),
+	}
+	row.take(h)
+	x.core.log.WarnContext(ctx, "the host has a snapshot that nobody here knows; it is listed from now on", "snapshot", h.ID)
+	return x.store.Insert(ctx, row)
 }

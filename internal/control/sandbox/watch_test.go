@@ -25,7 +25,7 @@ func TestReconcile(t *testing.T) {
 	for _, id := range []string{"sbkept", "sbback", "sbhalf", "sbdeleting", "sbending", "sbstranger"} {
 		host.set(HostSandbox{ID: id, Status: Running})
 	}
-	release := s.claim("sbmine")
+	release := s.claim(t.Context(), "sbmine")
 	defer release()
 	run(t, s)
 
@@ -37,7 +37,7 @@ func TestReconcile(t *testing.T) {
 	if store.row("sblost").Reason == "" || store.row("sbback").Reason != "" || store.row("sbending").Reason != "its deadline passed" {
 		t.Errorf("reasons: %q %q %q", store.row("sblost").Reason, store.row("sbback").Reason, store.row("sbending").Reason)
 	}
-	for id, want := range map[string]Status{"sbkept": Running, "sbmine": Starting, "sbdied": Error} {
+	for id, want := range map[string]Status{"sbkept": Running, "sbmine": Starting, "sbdied": Error, "sbstranger": Running} {
 		if got := store.row(id).Status; got != want {
 			t.Errorf("%s is %q", id, got)
 		}
@@ -132,23 +132,9 @@ func TestDeadlineKills(t *testing.T) {
 	}
 }
 
-func TestPauseIsNotKill(t *testing.T) {
-	s, store, host := newTest(t)
-	c := &clocks{Service: s, idle: make(map[string]*idleWatch)}
-	sb, err := s.Create(t.Context(), Options{Deadline: time.Nanosecond, OnTimeout: Pause})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.pass(t.Context())
-	c.work.Wait()
-	if store.row(sb.ID).Status != Running || !host.has(sb.ID) {
-		t.Error("a sandbox that was to be paused was killed")
-	}
-}
-
 func TestIdleIsIdle(t *testing.T) {
 	s, store, host := newTest(t)
-	c := &clocks{Service: s, idle: make(map[string]*idleWatch)}
+	c := newClocks(s)
 	sb, err := s.Create(t.Context(), Options{Timeout: time.Minute, OnTimeout: Kill})
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +171,7 @@ func TestIdleIsIdle(t *testing.T) {
 	alive("its idle time begins when its command ends")
 
 	age()
-	done, err := s.use(t.Context(), sb.ID)
+	done, err := s.use(t.Context(), sb.ID, request)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +183,7 @@ func TestIdleIsIdle(t *testing.T) {
 	if !s.activity.seal(sb.ID, now()) {
 		t.Fatal("an idle sandbox cannot be sealed")
 	}
-	if _, err := s.use(t.Context(), sb.ID); !fault.Is(err, fault.InvalidState) {
+	if _, err := s.use(t.Context(), sb.ID, request); !fault.Is(err, fault.InvalidState) {
 		t.Errorf("somebody came in after it was decided: %v", err)
 	}
 	s.activity.unseal(sb.ID)

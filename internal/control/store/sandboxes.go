@@ -14,26 +14,31 @@ import (
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
 
-// Sandboxes implements sandbox.Store.
+// Sandboxes implements sandbox.Store and sandbox.ClockStore.
 type Sandboxes struct{ db *DB }
 
-var _ sandbox.Store = (*Sandboxes)(nil)
+var (
+	_ sandbox.Store      = (*Sandboxes)(nil)
+	_ sandbox.ClockStore = (*Sandboxes)(nil)
+)
 
 const sandboxColumns = `id, status, reason, template, vcpus, memory_mb, disk_mb, timeout_sec, deadline_sec, on_timeout,
-	runtime, host_id, host_ip, guest_ip, metadata, created_at, started_at, last_active_at, updated_at`
+	runtime, host_id, host_ip, guest_ip, metadata, created_at, started_at, last_active_at, updated_at,
+	deadline_from, paused_at, snapshot_bytes`
 
 // Insert implements sandbox.Store.
 func (s *Sandboxes) Insert(ctx context.Context, sb sandbox.Sandbox) error {
-	labels, err := encodeLabels(sb.Metadata)
+	labels, err := encodeStrings(sb.Metadata)
 	if err != nil {
 		return err
 	}
 	_, err = s.db.exec(ctx, `INSERT INTO sandboxes (`+sandboxColumns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)`,
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)`,
 		sb.ID, sb.Status, sb.Reason, sb.Template, sb.Resources.VCPUs, sb.Resources.MemoryMB, sb.Resources.DiskMB,
 		int64(sb.Timeout/time.Second), int64(sb.Deadline/time.Second), sb.OnTimeout,
 		sb.Runtime, sb.HostID, sb.HostIP, sb.GuestIP, labels,
-		micros(sb.CreatedAt), micros(sb.StartedAt), micros(sb.LastActiveAt), micros(sb.UpdatedAt))
+		micros(sb.CreatedAt), micros(sb.StartedAt), micros(sb.LastActiveAt), micros(sb.UpdatedAt),
+		micros(sb.DeadlineFrom), micros(sb.PausedAt), sb.SnapshotBytes)
 	if err != nil {
 		return fmt.Errorf("insert sandbox %s: %w", sb.ID, err)
 	}
@@ -110,14 +115,32 @@ func (s *Sandboxes) listQuery(f sandbox.Filter) (string, []any) {
 	return query, args
 }
 
-// Started implements sandbox.Store.
-func (s *Sandboxes) Started(ctx context.Context, sb sandbox.Sandbox, from ...sandbox.Status) (bool, error) {
-	args := []any{sb.Status, sb.Reason, sb.Runtime, sb.HostIP, sb.GuestIP,
-		micros(sb.StartedAt), micros(sb.LastActiveAt), micros(sb.UpdatedAt), sb.ID}
-	n, err := s.db.exec(ctx, `UPDATE sandboxes SET status = $1, reason = $2, runtime = $3, host_ip = $4, guest_ip = $5,
-		started_at = $6, last_active_at = $7, updated_at = $8 WHERE id = $9 AND `+statusIn(from, &args), args...)
+// Save implements sandbox.Store. When a sandbox was last active, and what its deadline
+// counts from, is written by others too, and only goes forward.
+func (s *Sandboxes) Save(ctx context.Context, sb sandbox.Sandbox, from ...sandbox.Status) (bool, error) {
+	active, deadlineFrom := micros(sb.LastActiveAt), micros(sb.DeadlineFrom)
+	args := []any{sb.Status, sb.Reason, sb.Resources.VCPUs, sb.Resources.MemoryMB, sb.Resources.DiskMB,
+		sb.Runtime, sb.HostIP, sb.GuestIP, micros(sb.StartedAt), active, active, micros(sb.UpdatedAt),
+		deadlineFrom, deadlineFrom, micros(sb.PausedAt), sb.SnapshotBytes, sb.ID}
+	n, err := s.db.exec(ctx, `UPDATE sandboxes SET status = $1, reason = $2, vcpus = $3, memory_mb = $4, disk_mb = $5,
+		runtime = $6, host_ip = $7, guest_ip = $8, started_at = $9,
+		last_active_at = CASE WHEN last_active_at < $10 THEN $11 ELSE last_active_at END, updated_at = $12,
+		deadline_from = CASE WHEN deadline_from < $13 THEN $14 ELSE deadline_from END,
+		paused_at = $15, snapshot_bytes = $16 WHERE id = $17 AND `+statusIn(from, &args), args...)
 	if err != nil {
-		return false, fmt.Errorf("write the start of sandbox %s: %w", sb.ID, err)
+		return false, fmt.Errorf("write sandbox %s: %w", sb.ID, err)
+	}
+	return n > 0, nil
+}
+
+// SetClocks implements sandbox.ClockStore.
+func (s *Sandboxes) SetClocks(ctx context.Context, sb sandbox.Sandbox, from ...sandbox.Status) (bool, error) {
+	args := []any{int64(sb.Timeout / time.Second), int64(sb.Deadline / time.Second), micros(sb.DeadlineFrom), sb.OnTimeout,
+		micros(sb.UpdatedAt), sb.ID}
+	n, err := s.db.exec(ctx, `UPDATE sandboxes SET timeout_sec = $1, deadline_sec = $2, deadline_from = $3, on_timeout = $4,
+		updated_at = $5 WHERE id = $6 AND `+statusIn(from, &args), args...)
+	if err != nil {
+		return false, fmt.Errorf("set the clocks of sandbox %s: %w", sb.ID, err)
 	}
 	return n > 0, nil
 }
@@ -152,7 +175,7 @@ func (s *Sandboxes) Delete(ctx context.Context, id string) (bool, error) {
 	return n > 0, nil
 }
 
-// Touch implements sandbox.Store. Times only go forward: another process may know of
+// Touch implements sandbox.ClockStore. Times only go forward: another process may know of
 // later activity.
 func (s *Sandboxes) Touch(ctx context.Context, active map[string]time.Time) (err error) {
 	tx, err := s.db.write.BeginTx(ctx, nil)
@@ -181,10 +204,11 @@ func (s *Sandboxes) Touch(ctx context.Context, active map[string]time.Time) (err
 func scanSandbox(scan func(...any) error) (sandbox.Sandbox, error) {
 	var sb sandbox.Sandbox
 	var labels string
-	var timeout, deadline, created, started, active, updated int64
+	var timeout, deadline, created, started, active, updated, from, paused int64
 	err := scan(&sb.ID, &sb.Status, &sb.Reason, &sb.Template,
 		&sb.Resources.VCPUs, &sb.Resources.MemoryMB, &sb.Resources.DiskMB, &timeout, &deadline, &sb.OnTimeout,
-		&sb.Runtime, &sb.HostID, &sb.HostIP, &sb.GuestIP, &labels, &created, &started, &active, &updated)
+		&sb.Runtime, &sb.HostID, &sb.HostIP, &sb.GuestIP, &labels, &created, &started, &active, &updated,
+		&from, &paused, &sb.SnapshotBytes)
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
@@ -194,13 +218,15 @@ func scanSandbox(scan func(...any) error) (sandbox.Sandbox, error) {
 	sb.Timeout, sb.Deadline = time.Duration(timeout)*time.Second, time.Duration(deadline)*time.Second
 	sb.CreatedAt, sb.StartedAt = fromMicros(created), fromMicros(started)
 	sb.LastActiveAt, sb.UpdatedAt = fromMicros(active), fromMicros(updated)
+	sb.DeadlineFrom, sb.PausedAt = fromMicros(from), fromMicros(paused)
 	return sb, nil
 }
 
-func encodeLabels(labels map[string]string) (string, error) {
-	if labels == nil {
-		labels = map[string]string{}
+// encodeStrings writes a map as a JSON object, also one that is nil.
+func encodeStrings(m map[string]string) (string, error) {
+	if m == nil {
+		m = map[string]string{}
 	}
-	raw, err := json.Marshal(labels)
+	raw, err := json.Marshal(m)
 	return string(raw), err
 }

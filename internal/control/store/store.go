@@ -94,6 +94,9 @@ func (db *DB) Ping(ctx context.Context) error {
 // Sandboxes returns the store of sandboxes.
 func (db *DB) Sandboxes() *Sandboxes { return &Sandboxes{db} }
 
+// Snapshots returns the store of snapshots.
+func (db *DB) Snapshots() *Snapshots { return &Snapshots{db} }
+
 // Keys returns the store of API keys.
 func (db *DB) Keys() *Keys { return &Keys{db} }
 
@@ -101,12 +104,17 @@ func (db *DB) Keys() *Keys { return &Keys{db} }
 func (db *DB) exec(ctx context.Context, query string, args ...any) (int64, error) {
 	res, err := db.write.ExecContext(ctx, query, args...)
 	if err != nil {
-		if db.engine.isFull(err) {
-			err = fault.Wrap(err, fault.NoSpace, "the server's disk is full; delete sandboxes or make room on it")
-		}
-		return 0, err
+		return 0, db.explained(err)
 	}
 	return res.RowsAffected()
+}
+
+// explained is the error of a write, in words for a person when there are some.
+func (db *DB) explained(err error) error {
+	if db.engine.isFull(err) {
+		return fault.Wrap(err, fault.NoSpace, "the server's disk is full; delete sandboxes or make room on it")
+	}
+	return err
 }
 
 // micros and fromMicros are how times are kept: microseconds since 1970, 0 for never.

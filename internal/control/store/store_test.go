@@ -63,11 +63,11 @@ func TestSandboxRoundTrip(t *testing.T) {
 
 	want.Status, want.HostIP, want.GuestIP = sandbox.Running, "10.0.0.1", "10.0.0.2"
 	want.StartedAt, want.LastActiveAt, want.UpdatedAt = t0.Add(time.Second), t0.Add(2*time.Second), t0.Add(3*time.Second)
-	if ok, err := st.Started(ctx, want, sandbox.Running); ok || err != nil {
-		t.Fatalf("Started from another status: %v %v", ok, err)
+	if ok, err := st.Save(ctx, want, sandbox.Running); ok || err != nil {
+		t.Fatalf("Save from another status: %v %v", ok, err)
 	}
-	if ok, err := st.Started(ctx, want, sandbox.Starting); !ok || err != nil {
-		t.Fatalf("Started: %v %v", ok, err)
+	if ok, err := st.Save(ctx, want, sandbox.Starting); !ok || err != nil {
+		t.Fatalf("Save: %v %v", ok, err)
 	}
 	// Another connection, after the first is closed, as after a restart.
 	again, err := Open(ctx, "sqlite:"+path)
@@ -77,7 +77,7 @@ func TestSandboxRoundTrip(t *testing.T) {
 	defer again.Close()
 	got, err = again.Sandboxes().Get(ctx, "sb1")
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
-		t.Fatalf("after Started: %v %s", err, diff)
+		t.Fatalf("after Save: %v %s", err, diff)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the database's mode: %v %v", info.Mode(), err)

@@ -1,0 +1,55 @@
+package sandbox
+
+import (
+	"context"
+	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// Timeouts is what is to change of a sandbox's clocks; what is nil or empty stays.
+type Timeouts struct {
+	Timeout   *time.Duration
+	Deadline  *time.Duration
+	OnTimeout OnTimeout
+}
+
+// settable is the statuses in which clocks can be set. Those of a sandbox that does not
+// run begin with its resume.
+var settable = []Status{Pending, Starting, Running, Pausing, Paused, Resuming, Error}
+
+// SetTimeouts sets a sandbox's clocks anew, counting from now, whether that is sooner or
+// later than before.
+func (s *Service) SetTimeouts(ctx context.Context, id string, t Timeouts) (Sandbox, error) {
+	sb, err := s.store.Get(ctx, id)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	if t.Timeout != nil {
+		if err := checkPeriod("timeout_sec", *t.Timeout); err != nil {
+			return Sandbox{}, err
+		}
+		sb.Timeout = *t.Timeout
+	}
+	if t.Deadline != nil {
+		if err := checkPeriod("deadline_sec", *t.Deadline); err != nil {
+			return Sandbox{}, err
+		}
+		sb.Deadline, sb.DeadlineFrom = *t.Deadline, now()
+	}
+	if t.OnTimeout != "" {
+		sb.OnTimeout = t.OnTimeout
+	}
+	sb.UpdatedAt = now()
+	// The activity first: with the new timeout and the old activity its time might be over.
+	s.activity.touch(id)
+	set, err := s.clocks.SetClocks(ctx, sb, settable...)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	if !set {
+		return Sandbox{}, fault.New(fault.InvalidState, "sandbox %q has ended, and so have its clocks", id)
+	}
+	s.rearmClocks()
+	return s.Get(ctx, id)
+}
