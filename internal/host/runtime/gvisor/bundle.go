@@ -47,6 +47,10 @@ func (d *Driver) writeBundle(spec runtime.Spec) error {
 		// makes the overlay's file and dies.
 		return fmt.Errorf("spec of %s has no mounts", spec.ID)
 	}
+	sum, err := imageSum(spec.RootFS)
+	if err != nil {
+		return err
+	}
 	image, err := d.linkRootFS(spec.RootFS)
 	if err != nil {
 		return err
@@ -55,7 +59,7 @@ func (d *Driver) writeBundle(spec runtime.Spec) error {
 	if err != nil {
 		return err
 	}
-	return d.finishBundle(spec.ID, d.current, d.ociSpec(spec, root, image))
+	return d.finishBundle(spec.ID, origin{Program: d.current, Image: sum}, d.ociSpec(spec, root, image))
 }
 
 // makeBundle makes the directories of a bundle and returns the one that is its root.
@@ -64,9 +68,9 @@ func (d *Driver) makeBundle(id string) (root string, err error) {
 	return root, os.MkdirAll(root, 0o700)
 }
 
-// finishBundle writes what a bundle consists of, and which program runs it.
-func (d *Driver) finishBundle(id, program string, config *specs.Spec) error {
-	if err := writeProgram(d.bundle(id), program); err != nil {
+// finishBundle writes what a bundle consists of, and where it comes from.
+func (d *Driver) finishBundle(id string, from origin, config *specs.Spec) error {
+	if err := writeOrigin(d.bundle(id), from); err != nil {
 		return err
 	}
 	text, err := json.Marshal(config)

@@ -74,18 +74,16 @@ func (d *Driver) Checkpoint(ctx context.Context, id, dir string) error {
 // describe puts into a checkpoint's directory what a restore must know besides the state:
 // what the sandbox was made of, and by which program.
 func (d *Driver) describe(id, dir string) error {
-	config, err := os.ReadFile(filepath.Join(d.bundle(id), configFile))
-	if err != nil {
-		return fault.Wrap(err, fault.NotFound, "sandbox %s does not run", id)
+	for _, name := range []string{configFile, originFile} {
+		text, err := os.ReadFile(filepath.Join(d.bundle(id), name))
+		if err != nil {
+			return fault.Wrap(err, fault.NotFound, "sandbox %s does not run", id)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), text, stateMode); err != nil {
+			return err
+		}
 	}
-	hash, err := readProgram(d.bundle(id))
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, configFile), config, stateMode); err != nil {
-		return err
-	}
-	return writeProgram(dir, hash)
+	return nil
 }
 
 // haveRoom refuses a checkpoint that would fill the disk, before the guest notices it.
@@ -157,7 +155,7 @@ const thawPoll = 5 * time.Millisecond
 func (d *Driver) Thaw(ctx context.Context, id string) error {
 	c, err := d.dial(id)
 	if err != nil {
-		return fault.Wrap(err, fault.NotFound, "sandbox %s does not run", id)
+		return err
 	}
 	defer c.close()
 	tick := time.NewTicker(thawPoll)

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
 
 // What the sentry's control server is asked for. Calls that start or end a sandbox are
@@ -34,24 +36,33 @@ const maxAnswer = 64 << 20
 //
 // The sentry finishes a call that it has begun whether or not anybody waits for it, so a
 // call has no context: who goes away does not know what became of it.
-type control struct{ conn *net.UnixConn }
+type control struct {
+	id   string
+	conn *net.UnixConn
+}
 
 // dial connects to a sandbox's sentry.
 func (d *Driver) dial(id string) (*control, error) {
 	address := net.UnixAddr{Net: "unix", Name: filepath.Join(d.stateDir(), "runsc-"+id+".sock")}
 	conn, err := net.DialUnix("unix", nil, &address)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the sentry of %s: %w", id, err)
+		return nil, fault.Wrap(err, fault.NotFound, "sandbox %s does not run", id)
 	}
-	return &control{conn}, nil
+	return &control{id, conn}, nil
 }
 
 func (c *control) close() { _ = c.conn.Close() }
 
-// sentryError is an error that the sentry reported, so that the call has ended there.
-type sentryError struct{ method, message string }
-
-func (e *sentryError) Error() string { return e.method + ": " + e.message }
+// failed says why a call did: fault.NotFound when the sentry has ended, under the call or
+// before it.
+func (c *control) failed(method string, err error) error {
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE} {
+		if errors.Is(err, end) {
+			return fault.Wrap(err, fault.NotFound, "sandbox %s does not run", c.id)
+		}
+	}
+	return fmt.Errorf("%s: %w", method, err)
+}
 
 // call calls a method with an argument and files, and decodes its result unless that is
 // nil. It fails when the answer takes longer than limit.
@@ -79,7 +90,7 @@ func (c *control) call(method string, arg, result any, files []*os.File, limit t
 		_, err = c.conn.Write(request[n:])
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", method, err)
+		return c.failed(method, err)
 	}
 	var answer struct {
 		Success bool            `json:"success"`
@@ -87,13 +98,10 @@ func (c *control) call(method string, arg, result any, files []*os.File, limit t
 		Result  json.RawMessage `json:"result"`
 	}
 	if err := json.NewDecoder(io.LimitReader(c.conn, maxAnswer)).Decode(&answer); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = errors.New("the sentry went away")
-		}
-		return fmt.Errorf("%s: %w", method, err)
+		return c.failed(method, err)
 	}
 	if !answer.Success {
-		return &sentryError{method, answer.Err}
+		return fmt.Errorf("%s: the sentry says: %s", method, answer.Err)
 	}
 	if result == nil || len(answer.Result) == 0 || bytes.Equal(answer.Result, []byte("null")) {
 		return nil

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
@@ -24,8 +23,6 @@ const (
 	programMode = 0o755
 	// halfPrefix begins the names of programs that are not whole yet.
 	halfPrefix = "tmp-"
-	// programFile holds the hash of the program to use, in bundles and in checkpoints.
-	programFile = "program"
 )
 
 // keep makes sure of a copy of a program and returns its hash.
@@ -120,30 +117,13 @@ func (p programs) remove(except map[string]bool) error {
 	return err
 }
 
-// readProgram returns the hash that is noted in a bundle or a checkpoint.
-func readProgram(dir string) (string, error) {
-	data, err := os.ReadFile(filepath.Join(dir, programFile))
-	if err != nil {
-		return "", err
-	}
-	hash := strings.TrimSpace(string(data))
-	if _, err := hex.DecodeString(hash); err != nil || len(hash) != hex.EncodedLen(sha256.Size) {
-		return "", fmt.Errorf("%s holds no hash of a program", filepath.Join(dir, programFile))
-	}
-	return hash, nil
-}
-
-func writeProgram(dir, hash string) error {
-	return os.WriteFile(filepath.Join(dir, programFile), []byte(hash+"\n"), 0o600)
-}
-
 // program returns the path of the runsc that drives a sandbox.
 func (d *Driver) program(id string) string {
-	hash, err := readProgram(d.bundle(id))
+	from, err := readOrigin(d.bundle(id))
 	if err != nil {
 		return d.programs.path(d.current) // there is no bundle (any more)
 	}
-	path, err := d.programs.find(hash)
+	path, err := d.programs.find(from.Program)
 	if err != nil {
 		d.cfg.Log.Warn("the runsc that started a sandbox is gone; using the current one", "sandbox", id, "error", err)
 		return d.programs.path(d.current)
@@ -158,25 +138,25 @@ func (d *Driver) program(id string) string {
 func (d *Driver) RemovePrograms(checkpoints []string) error {
 	needed := map[string]bool{d.current: true}
 	for _, dir := range checkpoints {
-		hash, err := readProgram(dir)
+		from, err := readOrigin(dir)
 		if err != nil {
 			return fmt.Errorf("find the program of checkpoint %s: %w", dir, err)
 		}
-		needed[hash] = true
+		needed[from.Program] = true
 	}
 	bundles, err := os.ReadDir(d.bundlesDir())
 	if err != nil {
 		return err
 	}
 	for _, e := range bundles {
-		hash, err := readProgram(d.bundle(e.Name()))
+		from, err := readOrigin(d.bundle(e.Name()))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // it has not been written: nothing runs of it
 		}
 		if err != nil {
 			return err
 		}
-		needed[hash] = true
+		needed[from.Program] = true
 	}
 	return d.programs.remove(needed)
 }

@@ -130,6 +130,48 @@ func TestCheckpointOutlivesAnUpgrade(t *testing.T) {
 	}
 }
 
+func TestCheckpointWantsItsImage(t *testing.T) {
+	p := newPlace(t)
+	data, err := os.ReadFile(p.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.image = filepath.Join(t.TempDir(), "base-1.erofs")
+	if err := os.WriteFile(p.image, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	slot := p.slot(t)
+	spec := p.sleeper(t, "image", slot)
+	if err := p.driver.Start(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	spec.Checkpoint = t.TempDir()
+	if err := p.driver.Checkpoint(t.Context(), spec.ID, spec.Checkpoint); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.driver.Destroy(t.Context(), spec.ID); err != nil {
+		t.Fatal(err)
+	}
+	// The same size and contents but for the UUID: it was built again.
+	const uuidOffset = superOffset + 48
+	data[uuidOffset] ^= 1
+	if err := os.WriteFile(p.image, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.renew(t, slot.Namespace)
+	if err := p.driver.Start(t.Context(), spec); !fault.Is(err, fault.InvalidState) {
+		t.Errorf("a restore over another image: %v", err)
+	}
+	data[uuidOffset] ^= 1
+	spec.RootFS = filepath.Join(t.TempDir(), "moved.erofs") // it may live elsewhere, though
+	if err := os.WriteFile(spec.RootFS, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.driver.Start(t.Context(), spec); err != nil {
+		t.Errorf("a restore over the same image in another place: %v", err)
+	}
+}
+
 func TestCheckpointOfADyingSentryFails(t *testing.T) {
 	p := newPlace(t)
 	for _, after := range []int{0, 2, 5, 10, 20} {

@@ -59,12 +59,19 @@ var errCreateEnded = errors.New("the sandbox could not be prepared")
 // the first one was made of, but for what differs between two sandboxes. The sentry
 // refuses a restore with other differences.
 func (d *Driver) writeRestoreBundle(spec runtime.Spec) error {
-	hash, err := readProgram(spec.Checkpoint)
+	from, err := readOrigin(spec.Checkpoint)
 	if err != nil {
 		return damaged(spec.Checkpoint, err)
 	}
-	if _, err := d.programs.find(hash); err != nil {
+	if _, err := d.programs.find(from.Program); err != nil {
 		return err
+	}
+	image, err := imageSum(spec.RootFS)
+	if err != nil {
+		return err
+	}
+	if image != from.Image {
+		return fault.New(fault.InvalidState, "the image %s is not the one that this sandbox was made from; put that one back", filepath.Base(spec.RootFS))
 	}
 	text, err := os.ReadFile(filepath.Join(spec.Checkpoint, configFile))
 	if err != nil {
@@ -98,7 +105,7 @@ func (d *Driver) writeRestoreBundle(spec runtime.Spec) error {
 			return err
 		}
 	}
-	return d.finishBundle(spec.ID, hash, &config)
+	return d.finishBundle(spec.ID, from, &config)
 }
 
 // replaceMount gives a mount of the first sandbox the source that it has in this one.
