@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -24,7 +25,8 @@ const flowsSize = 1 << 16
 
 // firewall is one instance's nftables table. Its rules are the same for all slots and
 // look the slot up in sets, so that a slot costs a few set elements and no rule. It is
-// safe for concurrent use: each call is a transaction of its own in the kernel.
+// safe for concurrent use: each call is a transaction of its own in the kernel. Call
+// close at the end.
 type firewall struct {
 	prefix   netip.Prefix
 	table    *nftables.Table
@@ -36,6 +38,9 @@ type firewall struct {
 	flows    *nftables.Set // guests that have connections; the kernel counts them
 	held     *nftables.Set // links that nothing passes
 	parked   *nftables.Set // addresses of guests that are away and may come back
+
+	mu   sync.Mutex
+	conn *nftables.Conn // see commit; nil when there is none
 }
 
 func newFirewall(instance string, prefix netip.Prefix) *firewall {
@@ -77,14 +82,28 @@ func (f *firewall) install(slots map[Slot]standing) error {
 	if err != nil {
 		return fmt.Errorf("read the earlier table: %w", err)
 	}
-	conn := &nftables.Conn{}
-	conn.AddTable(f.table)
-	if _, err := conn.GetSetByName(f.table, f.layout.Name); errors.Is(err, unix.ENOENT) {
-		conn.DelTable(f.table)
-		conn.AddTable(f.table)
-	} else if err != nil {
+	_, err = new(nftables.Conn).GetSetByName(f.table, f.layout.Name)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("look for the earlier table: %w", err)
 	}
+	another := err != nil
+	for slot, state := range slots {
+		if state == admitted && earlier[slot.Link] {
+			slots[slot] = held
+		}
+	}
+	return f.commit(func(conn *nftables.Conn) error {
+		conn.AddTable(f.table)
+		if another {
+			conn.DelTable(f.table)
+			conn.AddTable(f.table)
+		}
+		return f.fill(conn, slots)
+	})
+}
+
+// fill gives the table its sets, its rules and these slots.
+func (f *firewall) fill(conn *nftables.Conn, slots map[Slot]standing) error {
 	for _, set := range []*nftables.Set{f.layout, f.flows, f.links, f.guests, f.gateways, f.held, f.parked, f.closed} {
 		if err := conn.AddSet(set, nil); err != nil {
 			return fmt.Errorf("set %s: %w", set.Name, err)
@@ -98,9 +117,6 @@ func (f *firewall) install(slots map[Slot]standing) error {
 	}
 	f.addRules(conn)
 	for slot, state := range slots {
-		if state == admitted && earlier[slot.Link] {
-			state = held
-		}
 		for _, part := range f.parts(slot) {
 			if !part.in(state) {
 				continue
@@ -110,44 +126,87 @@ func (f *firewall) install(slots map[Slot]standing) error {
 			}
 		}
 	}
-	return conn.Flush()
+	return nil
+}
+
+// commit carries out what change puts together, all of it or nothing. It keeps its socket
+// for the next time: to close one waits until the kernel has freed what was deleted last,
+// by whomever, which takes over ten milliseconds. After an error the socket may still have
+// something to say, and is closed.
+func (f *firewall) commit(change func(*nftables.Conn) error) (err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.conn == nil {
+		if f.conn, err = nftables.New(nftables.AsLasting()); err != nil {
+			f.conn = nil
+			return err
+		}
+	}
+	if err = change(f.conn); err == nil {
+		err = f.conn.Flush()
+	}
+	if err != nil {
+		err = errors.Join(err, f.drop())
+	}
+	return err
+}
+
+// close gives the socket back. The firewall can still be used.
+func (f *firewall) close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.drop()
+}
+
+// drop closes the socket, if there is one. The caller holds mu.
+func (f *firewall) drop() error {
+	if f.conn == nil {
+		return nil
+	}
+	err := f.conn.CloseLasting()
+	f.conn = nil
+	return err
 }
 
 // remove deletes the table, if it is there.
 func (f *firewall) remove() error {
-	conn := &nftables.Conn{}
-	conn.AddTable(f.table)
-	conn.DelTable(f.table)
-	return conn.Flush()
+	return f.commit(func(conn *nftables.Conn) error {
+		conn.AddTable(f.table)
+		conn.DelTable(f.table)
+		return nil
+	})
 }
 
 // admit puts a slot under the rules. One that is there already, held or not, stays as it is.
 func (f *firewall) admit(slot Slot) error {
-	conn := &nftables.Conn{}
-	for _, part := range f.parts(slot) {
-		if part.in(admitted) {
+	return f.commit(func(conn *nftables.Conn) error {
+		for _, part := range f.parts(slot) {
+			if !part.in(admitted) {
+				continue
+			}
 			if err := conn.SetAddElements(part.set, part.element); err != nil {
 				return err
 			}
 		}
-	}
-	return conn.Flush()
+		return nil
+	})
 }
 
 // put gives a slot a standing, whatever it was, in one transaction.
 func (f *firewall) put(slot Slot, state standing) error {
-	conn := &nftables.Conn{}
-	for _, part := range f.parts(slot) {
-		// What is not there cannot be deleted, so it is added first.
-		err := conn.SetAddElements(part.set, part.element)
-		if err == nil && !part.in(state) {
-			err = conn.SetDeleteElements(part.set, part.element)
+	err := f.commit(func(conn *nftables.Conn) error {
+		for _, part := range f.parts(slot) {
+			// What is not there cannot be deleted, so it is added first.
+			err := conn.SetAddElements(part.set, part.element)
+			if err == nil && !part.in(state) {
+				err = conn.SetDeleteElements(part.set, part.element)
+			}
+			if err != nil {
+				return err
+			}
 		}
-		if err != nil {
-			return err
-		}
-	}
-	err := conn.Flush()
+		return nil
+	})
 	if state == absent && errors.Is(err, unix.ENOENT) {
 		return nil // the whole table is gone
 	}

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -40,7 +41,7 @@ func TestObstaclesAreNamed(t *testing.T) {
 		if err := conn.Flush(); err != nil {
 			return nil, err
 		}
-		if err := f.install(nil); err != nil {
+		if err := errors.Join(f.install(nil), f.close()); err != nil {
 			return nil, err
 		}
 		return f.obstacles(), nil

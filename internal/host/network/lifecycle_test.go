@@ -25,6 +25,7 @@ func crash(n *Network) {
 	for _, server := range n.holdings.close() {
 		server.Close()
 	}
+	_ = n.firewall.close()
 }
 
 func TestSweepAfterCrashLeavesNothing(t *testing.T) {

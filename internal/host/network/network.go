@@ -171,7 +171,7 @@ func Open(ctx context.Context, c Config) (*Network, error) {
 		return nil, err
 	}
 	if err := n.installFirewall(ctx); err != nil {
-		return nil, err
+		return nil, errors.Join(err, n.firewall.close())
 	}
 	// Instances begin at different places, so that they do not compete for every index.
 	number, err := strconv.ParseUint(c.Instance, 16, 32)
@@ -222,10 +222,10 @@ func (n *Network) Close() error {
 	}
 
 	ours, err := n.leases.ours()
-	if err != nil || len(ours) > 0 {
-		return err
+	if err == nil && len(ours) == 0 {
+		err = errors.Join(n.firewall.remove(), n.leases.unregister())
 	}
-	return errors.Join(n.firewall.remove(), n.leases.unregister())
+	return errors.Join(err, n.firewall.close())
 }
 
 // owned reports whether slot is the one that this instance has now, and not one of the

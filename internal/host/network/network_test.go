@@ -6,6 +6,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 func TestAcquireAndReleaseLeaveNothing(t *testing.T) {
@@ -34,6 +36,42 @@ func BenchmarkAcquire(b *testing.B) { benchmark(b, 1) }
 
 // BenchmarkAcquireBusy has the releases of others going on all the while.
 func BenchmarkAcquireBusy(b *testing.B) { benchmark(b, 8) }
+
+// BenchmarkTogether acquires eight slots at once and then releases them at once.
+func BenchmarkTogether(b *testing.B) {
+	const together = 8
+	n := open(b, newConfig(b))
+	var acquire, release []time.Duration
+	for b.Loop() {
+		slots := make([]Slot, together)
+		var group errgroup.Group
+		begin := time.Now()
+		for i := range slots {
+			group.Go(func() (err error) {
+				slots[i], err = n.Acquire(b.Context())
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			b.Fatal(err)
+		}
+		acquired := time.Now()
+		for _, slot := range slots {
+			group.Go(func() error { return n.Release(b.Context(), slot) })
+		}
+		if err := group.Wait(); err != nil {
+			b.Fatal(err)
+		}
+		acquire = append(acquire, acquired.Sub(begin))
+		release = append(release, time.Since(acquired))
+	}
+	slices.Sort(acquire)
+	slices.Sort(release)
+	b.ReportMetric(milliseconds(acquire[len(acquire)/2]), "ms-acquire-8-p50")
+	b.ReportMetric(milliseconds(release[len(release)/2]), "ms-release-8-p50")
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // benchmark acquires and releases slots, so many at a time.
 func benchmark(b *testing.B, workers int) {
@@ -65,8 +103,7 @@ func benchmark(b *testing.B, workers int) {
 	})
 	slices.Sort(acquire)
 	slices.Sort(release)
-	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-	b.ReportMetric(ms(acquire[len(acquire)/2]), "ms-acquire-p50")
-	b.ReportMetric(ms(acquire[len(acquire)*95/100]), "ms-acquire-p95")
-	b.ReportMetric(ms(release[len(release)/2]), "ms-release-p50")
+	b.ReportMetric(milliseconds(acquire[len(acquire)/2]), "ms-acquire-p50")
+	b.ReportMetric(milliseconds(acquire[len(acquire)*95/100]), "ms-acquire-p95")
+	b.ReportMetric(milliseconds(release[len(release)/2]), "ms-release-p50")
 }

@@ -105,7 +105,8 @@ func sweepTables(l leases) error {
 		if inUse[o.Instance] {
 			continue
 		}
-		if err := newFirewall(o.Instance, defaultPrefix).remove(); err != nil {
+		gone := newFirewall(o.Instance, defaultPrefix)
+		if err := errors.Join(gone.remove(), gone.close()); err != nil {
 			errs = append(errs, fmt.Errorf("table of instance %s: %w", o.Instance, err))
 			continue
 		}
