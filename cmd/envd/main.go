@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn-sandbox/wrenn/internal/guest/identity"
+	"github.com/wrenn-sandbox/wrenn/internal/guest/lifecycle"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/mmds"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/ports"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/process"
@@ -93,6 +94,8 @@ func run() error {
 	cfg := config(logger, *pidsMax)
 	cfg.Ports = ports.Config{Interface: *forward, Own: listener.Addr().(*net.TCPAddr).AddrPort().Port()}
 	cfg.Lifecycle.KeepAlives = front.SetKeepAlivesEnabled
+	var conns lifecycle.Connections
+	front.ConnState, cfg.Lifecycle.Revive = conns.Track, conns.Revive
 	if *metadata != "" {
 		cfg.Metadata = mmds.New(*metadata).Read
 	}
@@ -121,6 +124,9 @@ func config(logger *slog.Logger, pidsMax int) rpc.Config {
 		},
 	}
 	if first {
+		if err := lifecycle.CalmTCP(); err != nil {
+			logger.Warn("turn off tail loss probes", "err", err)
+		}
 		// Only a sandbox is told who it is; a machine that runs envd for a test is not.
 		cfg.System = identity.System{
 			RunDir: runDir, HostsPath: "/etc/hosts", ResolvConfPath: "/etc/resolv.conf", SetHostname: true,

@@ -30,6 +30,8 @@ type Config struct {
 	// KeepAlives says whether connections may be used for another request after their
 	// first. Turning it off ends those that are idle.
 	KeepAlives func(on bool)
+	// Revive sets connections going again that a restore left waiting; nil for none.
+	Revive func()
 	// Sync writes everything to the file systems' disks and returns when it is there. It
 	// is nil on a machine whose disks are not the sandbox's.
 	Sync   func()
@@ -159,6 +161,9 @@ func (l *Lifecycle) Wake(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	defer func() { l.turn <- struct{}{} }()
+	if l.cfg.Revive != nil {
+		l.cfg.Revive()
+	}
 	l.cfg.KeepAlives(true)
 	return l.cfg.Ports.Restart(context.WithoutCancel(ctx))
 }
