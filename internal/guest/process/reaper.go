@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -79,11 +80,19 @@ func (r *reaper) close() {
 	<-r.stopped
 }
 
+// lookEvery is how often the reaper looks for children that ended without a signal. gVisor
+// has been seen to lose the news of an end when the sandbox was written down in that moment.
+const lookEvery = 2 * time.Second
+
 func (r *reaper) run() {
 	defer close(r.stopped)
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	for {
 		select {
 		case <-r.signals:
+			r.collect()
+		case <-look.C:
 			r.collect()
 		case <-r.stop:
 			return
