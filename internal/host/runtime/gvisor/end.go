@@ -90,29 +90,13 @@ func waitProcess(ctx context.Context, pid int, stillIt func() bool) error {
 	return err
 }
 
-// deleteTime bounds `runsc delete`, which has nothing left to wait for.
-const deleteTime = 10 * time.Second
-
-// Destroy ends a sandbox and removes what runsc and the driver made for it.
+// Destroy ends a sandbox and removes what runsc and the driver made for it. It does not
+// ask runsc: `runsc delete` talks to the sentry, which may not answer any more, knows
+// nothing of what a crash has left half made, and does nothing besides.
 func (d *Driver) Destroy(ctx context.Context, id string) error {
 	d.overlays.forget(id)
-	// First the kill: runsc talks to the sentry, which may not answer any more.
 	if err := d.killAll(ctx, id); err != nil {
 		return err
-	}
-	if err := os.MkdirAll(d.bundle(id), 0o700); err != nil { // for the log, when there is no sandbox
-		return err
-	}
-	deleting, cancel := context.WithTimeout(ctx, deleteTime)
-	deleteErr := d.runsc(deleting, id, nil, "delete", "--force", id)
-	cancel()
-	// runsc delete does the rest for a sandbox that it knows. After a crash in the middle
-	// of a create it knows nothing, or fails: what it leaves is removed by hand.
-	if err := d.killAll(ctx, id); err != nil {
-		return errors.Join(err, deleteErr)
-	}
-	if err := d.cgroups.remove(id); err != nil {
-		return errors.Join(fmt.Errorf("remove cgroup: %w", err), deleteErr)
 	}
 	for _, file := range []string{id + "_sandbox:" + id + ".state", id + "_sandbox:" + id + ".lock", "runsc-" + id + ".sock"} {
 		if err := os.RemoveAll(filepath.Join(d.stateDir(), file)); err != nil {
@@ -123,28 +107,37 @@ func (d *Driver) Destroy(ctx context.Context, id string) error {
 }
 
 // killPoll is how often killAll looks whether the killed processes are gone.
-const killPoll = 5 * time.Millisecond
+const killPoll = 2 * time.Millisecond
 
-// killAll kills the sandbox's processes until none is left: those in its cgroup and
-// runsc processes that have not entered it yet.
+// killAll kills the sandbox's processes until none is left, those in its cgroup, and then
+// runsc processes that have not entered it yet; and removes the cgroup.
 func (d *Driver) killAll(ctx context.Context, id string) error {
 	tick := time.NewTicker(killPoll)
 	defer tick.Stop()
 	for {
 		left := d.cgroups.kill(id)
-		pids, err := d.runscProcesses(id)
-		if err != nil {
-			return err
+		if left == 0 {
+			pids, err := d.runscProcesses(id)
+			if err != nil {
+				return err
+			}
+			for _, pid := range pids {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+			left = len(pids)
 		}
-		for _, pid := range pids {
-			_ = unix.Kill(pid, unix.SIGKILL)
-		}
-		if left+len(pids) == 0 {
-			return nil
+		if left == 0 {
+			err := d.cgroups.remove(id)
+			if err == nil {
+				return nil
+			}
+			if !errors.Is(err, unix.EBUSY) { // a process is on its way out
+				return fmt.Errorf("remove cgroup: %w", err)
+			}
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%d processes of sandbox %s do not end: %w", left+len(pids), id, ctx.Err())
+			return fmt.Errorf("%d processes of sandbox %s do not end: %w", left, id, ctx.Err())
 		case <-tick.C:
 		}
 	}
