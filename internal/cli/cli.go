@@ -55,7 +55,10 @@ its time was up. 125 means that Wrenn itself failed, 2 that it was called wrongl
 	root.SetHelpCommandGroupID(GroupMachine)
 	root.SetCompletionCommandGroupID(GroupMachine)
 	for group, commands := range map[string][]*cobra.Command{
-		groupSandboxes: {newRun(a), newCreate(a), newList(a), newGet(a), newRemove(a)},
+		groupSandboxes: {
+			newRun(a), newCreate(a), newList(a), newGet(a), newRemove(a), newPause(a), newResume(a), newFork(a),
+			newTimeout(a), newMetrics(a), newSnapshot(a), newTemplates(a),
+		},
 		groupProcesses: {newShell(a), newExec(a), newProcesses(a), newLogs(a), newKill(a), newCopy(a)},
 		GroupMachine:   {newDoctor(a), newVersion(a)},
 	} {

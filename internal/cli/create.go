@@ -31,12 +31,13 @@ type sandboxFlags struct {
 	metadata  pairsFlag
 	idle      secondsFlag
 	deadline  secondsFlag
+	wait      secondsFlag
 	onTimeout string
 }
 
 // shape registers the flags that say how large a sandbox is and what it is made from.
 func (f *sandboxFlags) shape(flags *pflag.FlagSet) {
-	flags.StringVarP(&f.template, "template", "t", "", "what the sandbox is made from (default base)")
+	flags.StringVarP(&f.template, "template", "t", "", "what the sandbox is made from, such as a snapshot (default base)")
 	flags.IntVar(&f.vcpus, "vcpus", 0, "virtual processors (default 1)")
 	flags.VarP(&f.memory, "memory", "m", "memory, such as 512M or 2G (default 512M)")
 	flags.Var(&f.disk, "disk", "how much it may write to its disk (default 10G)")
@@ -54,15 +55,17 @@ func (f *sandboxFlags) request(cmd *cobra.Command) (api.CreateSandboxRequest, er
 		Template: f.template, Vcpus: f.vcpus, MemoryMb: int(f.memory), DiskSizeMb: int(f.disk),
 		Env: f.env, User: f.user, Metadata: f.metadata,
 		TimeoutSec: int64(f.idle), DeadlineSec: int64(f.deadline), OnTimeout: api.OnTimeout(f.onTimeout),
+		WaitSec: int64(f.wait),
 	}, nil
 }
 
 func newCreate(a *app) *cobra.Command {
 	var f sandboxFlags
 	cmd := command(&cobra.Command{
-		Use:     "create [flags]",
-		Short:   "Create a sandbox and print its id",
-		Example: "  wrenn create --memory 2G --metadata project=demo",
+		Use:   "create [flags]",
+		Short: "Create a sandbox and print its id",
+		Example: `  wrenn create --memory 2G --metadata project=demo
+  wrenn create --template web-ready --wait 30s`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			want, err := f.request(cmd)
 			if err != nil {
@@ -86,7 +89,8 @@ func newCreate(a *app) *cobra.Command {
 	f.shape(cmd.Flags())
 	cmd.Flags().Var(&f.idle, "timeout", "idle timeout, such as 15m (default none)")
 	cmd.Flags().Var(&f.deadline, "deadline", "how long it may run however busy it is, such as 2h (default for ever)")
-	cmd.Flags().StringVar(&f.onTimeout, "on-timeout", "", "what happens then: kill, or pause, with which this version lets it run on (default pause)")
+	cmd.Flags().StringVar(&f.onTimeout, "on-timeout", "", "what happens then: pause or kill (default pause)")
+	addWait(cmd, &f.wait)
 	return cmd
 }
 
@@ -102,7 +106,7 @@ func (s *server) create(ctx context.Context, want api.CreateSandboxRequest, prog
 		stop()
 		streams{err: progress}.warn("stopped; waiting for the sandbox to be made, to destroy it")
 	})()
-	detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
+	detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout+time.Duration(want.WaitSec)*time.Second)
 	defer cancel()
 	sb, err := decode[api.Sandbox](s.api.CreateSandbox(detached, want))
 	if err != nil {

@@ -83,9 +83,12 @@ func details(sb api.Sandbox) [][]string {
 		}
 		return t.Local().Format(time.RFC3339)
 	}
-	limit := ""
+	limit, deadline := "", ""
 	if sb.TimeoutSec > 0 {
 		limit = fmt.Sprintf("%s idle, then %s", time.Duration(sb.TimeoutSec)*time.Second, sb.OnTimeout)
+	}
+	if sb.DeadlineSec > 0 {
+		deadline = fmt.Sprintf("%s, then %s", time.Duration(sb.DeadlineSec)*time.Second, sb.OnTimeout)
 	}
 	all := [][]string{
 		{"status", string(sb.Status)},
@@ -97,9 +100,14 @@ func details(sb api.Sandbox) [][]string {
 		{"runtime", sb.Runtime},
 		{"guest ip", sb.GuestIP},
 		{"timeout", limit},
+		{"deadline", deadline},
 		{"created", when(sb.CreatedAt)},
 		{"last active", when(sb.LastActiveAt)},
 		{"ends", when(sb.EndsAt)},
+		{"paused", when(sb.PausedAt)},
+	}
+	if sb.SnapshotBytes > 0 {
+		all = append(all, []string{"on the disk", byteSize(sb.SnapshotBytes)})
 	}
 	for _, key := range slices.Sorted(maps.Keys(sb.Metadata)) {
 		all = append(all, []string{"metadata." + key, cmp.Or(sb.Metadata[key], `""`)})
@@ -162,7 +170,6 @@ func (s *server) everyID(cmd *cobra.Command) ([]string, error) {
 // removeAll destroys sandboxes side by side and returns those that are gone, in the order
 // of ids, and an error that tells of each other one.
 func (s *server) removeAll(cmd *cobra.Command, ids []string, goneIsFine bool) ([]string, error) {
-	const sideBySide = 8
 	defer spin(cmd.ErrOrStderr(), "destroying")()
 	var mu sync.Mutex
 	failed := map[string]error{}

@@ -80,3 +80,20 @@ type versionInfo struct {
 func versionOf(version string) versionInfo {
 	return versionInfo{Version: version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
 }
+
+// byteSize writes a number of bytes in its largest unit.
+func byteSize(n int64) string {
+	const step = 1024
+	if n < step {
+		return fmt.Sprintf("%d B", n)
+	}
+	v := float64(n)
+	units := []string{"KiB", "MiB", "GiB", "TiB"}
+	unit := ""
+	for _, unit = range units {
+		if v /= step; v < step {
+			break
+		}
+	}
+	return fmt.Sprintf("%.1f %s", v, unit)
+}

@@ -35,6 +35,7 @@ type fakeServer struct {
 	mu        sync.Mutex
 	boxes     []api.Sandbox
 	made      int
+	templates []api.Template // snapshots
 	processes []api.Process
 	signals   []string // that processes got
 	terminals map[string]*fakeTerminal
@@ -70,6 +71,7 @@ func newFakeServer(home string) *fakeServer {
 	handle("GET /v1/sandboxes", s.list)
 	handle("GET /v1/sandboxes/{id}", s.get)
 	handle("DELETE /v1/sandboxes/{id}", s.remove)
+	s.handleStates(handle)
 	handle("POST /v1/sandboxes/{id}/exec", s.exec)
 	handle("GET /v1/sandboxes/{id}/exec/stream", s.execStream)
 	handle("GET /v1/sandboxes/{id}/processes", s.listProcesses)
