@@ -11,13 +11,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
-	"strings"
 	"syscall"
 	"time"
+
+	"github.com/wrenn-sandbox/wrenn/bench/bare"
+	"github.com/wrenn-sandbox/wrenn/bench/product"
+	"github.com/wrenn-sandbox/wrenn/bench/report"
 )
 
 // limit bounds the whole run.
@@ -42,7 +43,7 @@ func main() {
 	flag.IntVar(&o.execs, "execs", 100, "how many commands to run")
 	flag.IntVar(&o.crowd, "crowd", 50, "how many sandboxes to have at once")
 	flag.IntVar(&o.atOnce, "at-once", 8, "how many of them to create at once")
-	flag.IntVar(&o.transfers, "transfers", 3, "how many times to copy 256 MiB each way")
+	flag.IntVar(&o.transfers, "transfers", 3, "how many report.Times to copy 256 MiB each way")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -55,13 +56,24 @@ func main() {
 	}
 }
 
+// product is what the options say of the server.
+func (o options) product() product.Options {
+	return product.Options{Bin: o.bin, Images: o.images, Args: []string{"--on-stop", "kill"}}
+}
+
+// legend says what is not in the table.
+const legend = `The raw peer of a start is runsc create + start of the same image with the same limits, in a network namespace
+that stands ready, until its first process has written a byte; that of a command is runsc exec; that of a
+transfer is a copy over loopback HTTP into, or out of, a file.
+`
+
 // bench is what the measurements share.
 type bench struct {
 	options
 	dir    string // of its own, removed at the end
-	server *server
-	peer   *peer
-	table  table
+	server *product.Server
+	peer   *bare.Peer
+	table  report.Table
 }
 
 func run(ctx context.Context, o options) (err error) {
@@ -78,26 +90,26 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() { err = first(err, os.RemoveAll(b.dir)) }()
-	image, err := baseImage(ctx, o)
+	image, err := product.BaseImage(ctx, o.product())
 	if err != nil {
 		return err
 	}
-	if b.peer, err = newPeer(o, b.dir, image); err != nil {
+	if b.peer, err = bare.New(o.bin, b.dir, image); err != nil {
 		return err
 	}
-	defer func() { err = first(err, b.peer.close()) }()
-	if b.server, err = startServer(ctx, o, b.dir); err != nil {
+	defer func() { err = first(err, b.peer.Close()) }()
+	if b.server, err = product.Start(ctx, o.product(), b.dir); err != nil {
 		return err
 	}
-	defer func() { err = first(err, b.server.stop()) }()
+	defer func() { err = first(err, b.server.Stop()) }()
 
-	fmt.Printf("%s, %d CPUs, %s\n\n", machine(), runtime.NumCPU(), time.Now().Format(time.DateOnly))
+	fmt.Println(report.Machine() + "\n")
 	for _, measure := range []func(context.Context) error{b.starts, b.commands, b.many, b.files} {
 		if err := measure(ctx); err != nil {
 			return err
 		}
 	}
-	b.table.print(os.Stdout)
+	b.table.Print(os.Stdout, legend)
 	return nil
 }
 
@@ -109,36 +121,4 @@ func first(errs ...error) error {
 		}
 	}
 	return nil
-}
-
-// machine describes what the figures are of.
-func machine() string {
-	var name syscall.Utsname
-	if err := syscall.Uname(&name); err != nil {
-		return "unknown kernel"
-	}
-	var release strings.Builder
-	for _, c := range name.Release {
-		if c == 0 {
-			break
-		}
-		release.WriteByte(byte(c))
-	}
-	return "Linux " + release.String()
-}
-
-// baseImage returns the path of the base image, which is built when it is not there.
-func baseImage(ctx context.Context, o options) (string, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(o.bin, "wrenn"), "image", "build", "--image-dir", o.images)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("find the base image: %w", err)
-	}
-	const path = 1
-	fields := strings.Fields(string(out))
-	if len(fields) <= path {
-		return "", fmt.Errorf("`wrenn image build` said %q", out)
-	}
-	return fields[path], nil
 }

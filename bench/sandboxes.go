@@ -8,6 +8,10 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/wrenn-sandbox/wrenn/api"
+	"github.com/wrenn-sandbox/wrenn/bench/bare"
+	"github.com/wrenn-sandbox/wrenn/bench/report"
 )
 
 const (
@@ -24,7 +28,7 @@ var forever = []string{"/bin/sh", "-c", "echo up; exec sleep 1000000"}
 // starts measures from the request to create a sandbox to the first output of a command
 // in it.
 func (b *bench) starts(ctx context.Context) error {
-	var ours, raw times
+	var ours, raw report.Times
 	for i := range b.options.starts + 1 { // the first pair warms the caches and is not counted
 		mine, err := b.startOurs(ctx)
 		if err != nil {
@@ -38,83 +42,85 @@ func (b *bench) starts(ctx context.Context) error {
 			ours, raw = append(ours, mine), append(raw, theirs)
 		}
 	}
-	quotient := float64(ours.median()) / float64(raw.median())
-	b.table.add(row{
-		"create to first output, median", ms(ours.median()), ms(raw.median()), fmt.Sprintf("%.2f", quotient),
-		fmt.Sprintf("%s, ratio %.1f", ms(startTarget), startRatioTarget), ours.median() <= startTarget && quotient <= startRatioTarget,
+	quotient := float64(ours.Median()) / float64(raw.Median())
+	b.table.Add(report.Row{
+		What: "create to first output, median", Ours: report.MS(ours.Median()),
+		Raw: report.MS(raw.Median()), Ratio: fmt.Sprintf("%.2f", quotient),
+		Target: fmt.Sprintf("%s, ratio %.1f", report.MS(startTarget), startRatioTarget), Met: ours.Median() <= startTarget && quotient <= startRatioTarget,
 	})
 	const tail = 0.95
-	b.table.add(row{
-		what: "create to first output, p95", ours: ms(ours.quantile(tail)), raw: ms(raw.quantile(tail)),
-		ratio: ratio(float64(ours.quantile(tail)), float64(raw.quantile(tail))),
+	b.table.Add(report.Row{
+		What: "create to first output, p95", Ours: report.MS(ours.Quantile(tail)), Raw: report.MS(raw.Quantile(tail)),
+		Ratio: report.Ratio(float64(ours.Quantile(tail)), float64(raw.Quantile(tail))),
 	})
 	return nil
 }
 
 func (b *bench) startOurs(ctx context.Context) (took time.Duration, err error) {
 	began := time.Now()
-	id, err := b.server.create(ctx)
+	id, err := b.server.Create(ctx, api.CreateSandboxRequest{})
 	if err != nil {
 		return 0, err
 	}
-	out, err := b.server.exec(ctx, id, "/bin/echo", "up")
+	out, err := b.server.Exec(ctx, id, "/bin/echo", "up")
 	took = time.Since(began)
 	if err == nil && out != "up\n" {
 		err = fmt.Errorf("echo said %q", out)
 	}
-	return took, first(err, b.server.remove(ctx, id))
+	return took, first(err, b.server.Remove(ctx, id))
 }
 
 func (b *bench) startRaw(ctx context.Context, id string) (took time.Duration, err error) {
-	c, err := b.peer.prepare(id, "/bin/echo", "up")
+	c, err := b.peer.Prepare(id, "/bin/echo", "up")
 	if err != nil {
 		return 0, err
 	}
 	began := time.Now()
-	err = c.start(ctx)
+	err = c.Start(ctx)
 	took = time.Since(began)
-	return took, first(err, c.remove())
+	return took, first(err, c.Remove())
 }
 
 // commands measures the round trip of a command that does nothing.
 func (b *bench) commands(ctx context.Context) (err error) {
-	id, err := b.server.create(ctx)
+	id, err := b.server.Create(ctx, api.CreateSandboxRequest{})
 	if err != nil {
 		return err
 	}
-	defer func() { err = first(err, b.server.remove(context.WithoutCancel(ctx), id)) }()
-	c, err := b.peer.prepare("commands", forever...)
+	defer func() { err = first(err, b.server.Remove(context.WithoutCancel(ctx), id)) }()
+	c, err := b.peer.Prepare("commands", forever...)
 	if err != nil {
 		return err
 	}
-	defer func() { err = first(err, c.remove()) }()
-	if err := c.start(ctx); err != nil {
+	defer func() { err = first(err, c.Remove()) }()
+	if err := c.Start(ctx); err != nil {
 		return err
 	}
-	var ours, raw times
+	var ours, raw report.Times
 	const warm = 5
 	for i := range b.execs + warm {
 		began := time.Now()
-		if _, err := b.server.exec(ctx, id, "/bin/true"); err != nil {
+		if _, err := b.server.Exec(ctx, id, "/bin/true"); err != nil {
 			return err
 		}
 		mine := time.Since(began)
 		began = time.Now()
-		if err := b.peer.call(ctx, "exec", c.id, "/bin/true"); err != nil {
+		if err := b.peer.Call(ctx, "exec", c.ID, "/bin/true"); err != nil {
 			return err
 		}
 		if i >= warm {
 			ours, raw = append(ours, mine), append(raw, time.Since(began))
 		}
 	}
-	b.table.add(row{
-		"exec /bin/true, median", ms(ours.median()), ms(raw.median()), ratio(float64(ours.median()), float64(raw.median())),
-		ms(execTarget), ours.median() <= execTarget,
+	b.table.Add(report.Row{
+		What: "exec /bin/true, median", Ours: report.MS(ours.Median()),
+		Raw: report.MS(raw.Median()), Ratio: report.Ratio(float64(ours.Median()), float64(raw.Median())),
+		Target: report.MS(execTarget), Met: ours.Median() <= execTarget,
 	})
 	const tail = 0.95
-	b.table.add(row{
-		what: "exec /bin/true, p95", ours: ms(ours.quantile(tail)), raw: ms(raw.quantile(tail)),
-		ratio: ratio(float64(ours.quantile(tail)), float64(raw.quantile(tail))),
+	b.table.Add(report.Row{
+		What: "exec /bin/true, p95", Ours: report.MS(ours.Quantile(tail)), Raw: report.MS(raw.Quantile(tail)),
+		Ratio: report.Ratio(float64(ours.Quantile(tail)), float64(raw.Quantile(tail))),
 	})
 	return nil
 }
@@ -130,13 +136,15 @@ func (b *bench) many(ctx context.Context) error {
 		return err
 	}
 	what := fmt.Sprintf("%d sandboxes, %d at a time", b.crowd, b.atOnce)
-	b.table.add(row{
-		what, fmt.Sprintf("%.1f s, %d failed", ours.Seconds(), failed), fmt.Sprintf("%.1f s", raw.Seconds()),
-		ratio(float64(ours), float64(raw)), "0 failed", failed == 0,
+	b.table.Add(report.Row{
+		What: what, Ours: fmt.Sprintf("%.1f s, %d failed", ours.Seconds(), failed),
+		Raw: fmt.Sprintf("%.1f s", raw.Seconds()), Ratio: report.Ratio(float64(ours), float64(raw)),
+		Target: "0 failed", Met: failed == 0,
 	})
-	b.table.add(row{
-		"memory of an idle sandbox, median", fmt.Sprintf("%.1f MiB", ourMemory), fmt.Sprintf("%.1f MiB", rawMemory),
-		ratio(ourMemory, rawMemory), fmt.Sprintf("%d MiB", memoryTarget), ourMemory <= memoryTarget,
+	b.table.Add(report.Row{
+		What: "memory of an idle sandbox, median", Ours: fmt.Sprintf("%.1f MiB", ourMemory),
+		Raw: fmt.Sprintf("%.1f MiB", rawMemory), Ratio: report.Ratio(ourMemory, rawMemory),
+		Target: fmt.Sprintf("%d MiB", memoryTarget), Met: ourMemory <= memoryTarget,
 	})
 	return nil
 }
@@ -150,7 +158,7 @@ func (b *bench) crowdOfOurs(ctx context.Context) (took time.Duration, memory flo
 	failures := make([]error, b.crowd)
 	for i := range ids {
 		group.Go(func() error {
-			ids[i], failures[i] = b.server.create(ctx)
+			ids[i], failures[i] = b.server.Create(ctx, api.CreateSandboxRequest{})
 			return nil
 		})
 	}
@@ -163,7 +171,7 @@ func (b *bench) crowdOfOurs(ctx context.Context) (took time.Duration, memory flo
 			firstFailure = first(firstFailure, failures[i])
 			continue
 		}
-		inUse, memoryErr := memoryInUse("/wrenn-"+b.server.instance, id)
+		inUse, memoryErr := bare.MemoryInUse("/wrenn-"+b.server.Instance, id)
 		err = first(err, memoryErr)
 		each = append(each, float64(inUse)/mib)
 	}
@@ -172,23 +180,23 @@ func (b *bench) crowdOfOurs(ctx context.Context) (took time.Duration, memory flo
 	}
 	for _, id := range ids {
 		if id != "" {
-			err = first(err, b.server.remove(context.WithoutCancel(ctx), id))
+			err = first(err, b.server.Remove(context.WithoutCancel(ctx), id))
 		}
 	}
 	return took, middle(each), failed, err
 }
 
 func (b *bench) crowdOfRaw(ctx context.Context) (took time.Duration, memory float64, err error) {
-	all := make([]*container, b.crowd)
+	all := make([]*bare.Container, b.crowd)
 	defer func() {
 		for _, c := range all {
 			if c != nil {
-				err = first(err, c.remove())
+				err = first(err, c.Remove())
 			}
 		}
 	}()
 	for i := range all {
-		if all[i], err = b.peer.prepare(fmt.Sprintf("crowd-%03d-", i), forever...); err != nil {
+		if all[i], err = b.peer.Prepare(fmt.Sprintf("crowd-%03d-", i), forever...); err != nil {
 			return 0, 0, err
 		}
 	}
@@ -196,7 +204,7 @@ func (b *bench) crowdOfRaw(ctx context.Context) (took time.Duration, memory floa
 	group.SetLimit(b.atOnce)
 	began := time.Now()
 	for _, c := range all {
-		group.Go(func() error { return c.start(ctx) })
+		group.Go(func() error { return c.Start(ctx) })
 	}
 	err = group.Wait()
 	took = time.Since(began)
@@ -205,7 +213,7 @@ func (b *bench) crowdOfRaw(ctx context.Context) (took time.Duration, memory floa
 	}
 	var each []float64
 	for _, c := range all {
-		inUse, err := memoryInUse(peerCgroup, c.id)
+		inUse, err := bare.MemoryInUse(bare.Cgroup, c.ID)
 		if err != nil {
 			return took, 0, err
 		}
@@ -225,7 +233,7 @@ func middle(values []float64) float64 {
 
 // guestMemory is what the guest daemon of a sandbox holds, in MiB.
 func (b *bench) guestMemory(ctx context.Context, id string) (float64, error) {
-	out, err := b.server.exec(ctx, id, "awk", "/^VmRSS/ {print $2}", "/proc/1/status")
+	out, err := b.server.Exec(ctx, id, "awk", "/^VmRSS/ {print $2}", "/proc/1/status")
 	if err != nil {
 		return 0, err
 	}

@@ -11,10 +11,11 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/wrenn-sandbox/wrenn/api"
+	"github.com/wrenn-sandbox/wrenn/bench/product"
+	"github.com/wrenn-sandbox/wrenn/bench/report"
 )
 
 const (
@@ -28,11 +29,11 @@ const (
 
 // files measures the transfer of a large file each way, and the memory that it takes.
 func (b *bench) files(ctx context.Context) (err error) {
-	id, err := b.server.create(ctx)
+	id, err := b.server.Create(ctx, api.CreateSandboxRequest{})
 	if err != nil {
 		return err
 	}
-	defer func() { err = first(err, b.server.remove(context.WithoutCancel(ctx), id)) }()
+	defer func() { err = first(err, b.server.Remove(context.WithoutCancel(ctx), id)) }()
 	contents := make([]byte, 1<<20) // sent again and again: making noise must not be what is measured
 	_, _ = rand.NewChaCha8([32]byte{}).Read(contents)
 	raw, err := startCopy(b.dir)
@@ -40,22 +41,22 @@ func (b *bench) files(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = first(err, raw.close()) }()
-	before, err := b.server.memory("VmRSS:")
+	before, err := b.server.Memory("VmRSS:")
 	if err != nil {
 		return err
 	}
-	if err := b.server.forgetPeak(); err != nil {
+	if err := b.server.ForgetPeak(); err != nil {
 		return err
 	}
-	var up, down, rawUp, rawDown times
+	var up, down, rawUp, rawDown report.Times
 	for range b.transfers {
 		for _, step := range []struct {
-			kept *times
+			kept *report.Times
 			run  func() error
 		}{
-			{&up, func() error { return b.server.upload(ctx, id, contents) }},
+			{&up, func() error { return upload(ctx, b.server, id, contents) }},
 			{&rawUp, func() error { return raw.upload(ctx, contents) }},
-			{&down, func() error { return b.server.download(ctx, id) }},
+			{&down, func() error { return download(ctx, b.server, id) }},
 			{&rawDown, func() error { return raw.download(ctx) }},
 		} {
 			began := time.Now()
@@ -65,7 +66,7 @@ func (b *bench) files(ctx context.Context) (err error) {
 			*step.kept = append(*step.kept, time.Since(began))
 		}
 	}
-	peak, err := b.server.memory("VmHWM:")
+	peak, err := b.server.Memory("VmHWM:")
 	if err != nil {
 		return err
 	}
@@ -75,19 +76,20 @@ func (b *bench) files(ctx context.Context) (err error) {
 	}
 	b.addSpeed("upload of 256 MiB, median", up, rawUp)
 	b.addSpeed("download of 256 MiB, median", down, rawDown)
-	b.table.add(row{
-		"memory of wrenn: before, at most", fmt.Sprintf("%.0f, %.0f MiB", before, peak), "", "",
-		fmt.Sprintf("%d MiB more", growthTarget), peak-before <= growthTarget,
+	b.table.Add(report.Row{
+		What: "memory of wrenn: before, at most", Ours: fmt.Sprintf("%.0f, %.0f MiB", before, peak),
+		Target: fmt.Sprintf("%d MiB more", growthTarget), Met: peak-before <= growthTarget,
 	})
-	b.table.add(row{what: "memory of the guest daemon after", ours: fmt.Sprintf("%.0f MiB", guest)})
+	b.table.Add(report.Row{What: "memory of the guest daemon after", Ours: fmt.Sprintf("%.0f MiB", guest)})
 	return nil
 }
 
-func (b *bench) addSpeed(what string, ours, raw times) {
-	mine, theirs := speed(ours.median()), speed(raw.median())
-	b.table.add(row{
-		what, fmt.Sprintf("%.0f MB/s", mine), fmt.Sprintf("%.0f MB/s", theirs), ratio(mine, theirs),
-		fmt.Sprintf("%d MB/s", speedTarget), mine >= speedTarget,
+func (b *bench) addSpeed(what string, ours, raw report.Times) {
+	mine, theirs := speed(ours.Median()), speed(raw.Median())
+	b.table.Add(report.Row{
+		What: what, Ours: fmt.Sprintf("%.0f MB/s", mine),
+		Raw: fmt.Sprintf("%.0f MB/s", theirs), Ratio: report.Ratio(mine, theirs),
+		Target: fmt.Sprintf("%d MB/s", speedTarget), Met: mine >= speedTarget,
 	})
 }
 
@@ -112,13 +114,13 @@ func (r *repeater) Read(p []byte) (int, error) {
 
 const guestFile = "/home/wrenn-user/large"
 
-func (s *server) upload(ctx context.Context, id string, contents []byte) error {
+func upload(ctx context.Context, s *product.Server, id string, contents []byte) error {
 	path := "/v1/sandboxes/" + id + "/files/write?path=" + url.QueryEscape(guestFile)
-	return s.do(ctx, http.MethodPost, path, repeated(contents), nil)
+	return s.Do(ctx, http.MethodPost, path, repeated(contents), nil)
 }
 
-func (s *server) download(ctx context.Context, id string) error {
-	resp, err := s.send(ctx, http.MethodPost, "/v1/sandboxes/"+id+"/files/read", api.PathRequest{Path: guestFile})
+func download(ctx context.Context, s *product.Server, id string) error {
+	resp, err := s.Send(ctx, http.MethodPost, "/v1/sandboxes/"+id+"/files/read", api.PathRequest{Path: guestFile})
 	if err != nil {
 		return err
 	}
@@ -133,27 +135,6 @@ func drain(resp *http.Response) error {
 		err = fmt.Errorf("%d of %d bytes came", n, transferBytes)
 	}
 	return err
-}
-
-// memory is a figure of the server process's status, in MiB.
-func (s *server) memory(field string) (float64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, field); ok {
-			var kib float64
-			_, err := fmt.Sscan(rest, &kib)
-			return kib / 1024, err
-		}
-	}
-	return 0, fmt.Errorf("the server's status has no %s", field)
-}
-
-// forgetPeak makes VmHWM begin anew.
-func (s *server) forgetPeak() error {
-	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", s.cmd.Process.Pid), []byte("5"), 0)
 }
 
 // plainCopy is the raw peer of a transfer: one HTTP server between a client and a file.

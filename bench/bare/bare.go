@@ -1,4 +1,6 @@
-package main
+// Package bare runs containers with nothing but runsc, as a peer that a benchmark measures
+// beside. It must know nothing of Wrenn.
+package bare
 
 import (
 	"bytes"
@@ -27,20 +29,23 @@ const (
 	peerCPUPeriod  = 100_000 // microseconds
 	peerDiskMB     = 10240
 	peerOpenFiles  = 65536
-	peerCgroup     = "/wrenn-bench"
 	cgroupMemoryV1 = "/sys/fs/cgroup/memory%s/%s/memory.usage_in_bytes"
 	cgroupMemoryV2 = "/sys/fs/cgroup%s/%s/memory.current"
 )
 
-// peer runs bare containers with runsc.
-type peer struct {
+// Cgroup is the parent of the containers' cgroups.
+const Cgroup = "/wrenn-bench"
+
+// Peer runs bare containers with runsc.
+type Peer struct {
 	runsc string
 	dir   string
 	image string
 }
 
-func newPeer(o options, dir, image string) (*peer, error) {
-	p := &peer{runsc: filepath.Join(o.bin, "runsc"), dir: filepath.Join(dir, "peer"), image: image}
+// New returns a Peer that uses the runsc in bin, keeps its files in dir and starts from image.
+func New(bin, dir, image string) (*Peer, error) {
+	p := &Peer{runsc: filepath.Join(bin, "runsc"), dir: filepath.Join(dir, "peer"), image: image}
 	for _, name := range []string{"state", "overlay", "shared"} {
 		if err := os.MkdirAll(filepath.Join(p.dir, name), 0o700); err != nil {
 			return nil, err
@@ -49,16 +54,16 @@ func newPeer(o options, dir, image string) (*peer, error) {
 	return p, nil
 }
 
-// close removes what the containers shared: their cgroup, and the empty network namespace
+// Close removes what the containers shared: their cgroup, and the empty network namespace
 // that runsc mounts for its gofers.
-func (p *peer) close() error {
+func (p *Peer) Close() error {
 	err := unix.Unmount(filepath.Join(p.dir, "state", "null-netns"), unix.MNT_DETACH)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 		err = nil // no container was ever started
 	}
-	parents, globErr := filepath.Glob("/sys/fs/cgroup/*" + peerCgroup)
+	parents, globErr := filepath.Glob("/sys/fs/cgroup/*" + Cgroup)
 	err = errors.Join(err, globErr)
-	for _, dir := range append(parents, "/sys/fs/cgroup"+peerCgroup) {
+	for _, dir := range append(parents, "/sys/fs/cgroup"+Cgroup) {
 		if removeErr := os.Remove(dir); removeErr != nil && !errors.Is(removeErr, os.ErrNotExist) {
 			err = errors.Join(err, removeErr)
 		}
@@ -66,18 +71,18 @@ func (p *peer) close() error {
 	return err
 }
 
-// container is one bare container.
-type container struct {
-	peer *peer
-	id   string
+// Container is one bare container.
+type Container struct {
+	peer *Peer
+	ID   string
 	net  netns.NsHandle
 	out  *os.File // what its first process writes
 }
 
-// prepare does all that is not part of a start: the namespace and the bundle. No id may
+// Prepare does all that is not part of a start: the namespace and the bundle. No id may
 // begin another: runsc takes a prefix for the whole.
-func (p *peer) prepare(id string, args ...string) (*container, error) {
-	c := &container{peer: p, id: id}
+func (p *Peer) Prepare(id string, args ...string) (*Container, error) {
+	c := &Container{peer: p, ID: id}
 	var err error
 	if c.net, err = newNamespace(); err != nil {
 		return nil, fmt.Errorf("make a network namespace: %w", err)
@@ -140,9 +145,9 @@ func addLink() error {
 	return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.IPv4(10, 77, 0, 1)})
 }
 
-func (c *container) bundle() string { return filepath.Join(c.peer.dir, c.id) }
+func (c *Container) bundle() string { return filepath.Join(c.peer.dir, c.ID) }
 
-func (c *container) spec(args []string) *specs.Spec {
+func (c *Container) spec(args []string) *specs.Spec {
 	memory, tasks, quota, period := int64(peerMemory), int64(peerTasks), int64(peerCPUPeriod), uint64(peerCPUPeriod)
 	return &specs.Spec{
 		Version: "1.0.0",
@@ -170,7 +175,7 @@ func (c *container) spec(args []string) *specs.Spec {
 				// The namespace has no name; it lives while this process has it open.
 				{Type: specs.NetworkNamespace, Path: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(c.net))},
 			},
-			CgroupsPath: peerCgroup + "/" + c.id,
+			CgroupsPath: Cgroup + "/" + c.ID,
 			Resources: &specs.LinuxResources{
 				Memory: &specs.LinuxMemory{Limit: &memory},
 				Pids:   &specs.LinuxPids{Limit: &tasks},
@@ -181,7 +186,7 @@ func (c *container) spec(args []string) *specs.Spec {
 }
 
 // command is a call of runsc with the flags that all calls share.
-func (p *peer) command(ctx context.Context, args ...string) *exec.Cmd {
+func (p *Peer) command(ctx context.Context, args ...string) *exec.Cmd {
 	flags := []string{
 		"--root=" + filepath.Join(p.dir, "state"), "--network=sandbox", "--allow-suid",
 		"--overlay2=root:dir=" + filepath.Join(p.dir, "overlay"), "--sidecar-usage-policy=DEFAULT",
@@ -189,7 +194,8 @@ func (p *peer) command(ctx context.Context, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, p.runsc, append(flags, args...)...)
 }
 
-func (p *peer) call(ctx context.Context, args ...string) error {
+// Call runs runsc with these arguments.
+func (p *Peer) Call(ctx context.Context, args ...string) error {
 	cmd := p.command(ctx, args...)
 	var errOut bytes.Buffer
 	cmd.Stderr = &errOut
@@ -199,14 +205,14 @@ func (p *peer) call(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// start creates and starts the container and waits until its first process has written.
-func (c *container) start(ctx context.Context) error {
+// Start creates and starts the container and waits until its first process has written.
+func (c *Container) Start(ctx context.Context) error {
 	read, write, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	c.out = read
-	create := c.peer.command(ctx, "create", "--bundle", c.bundle(), c.id)
+	create := c.peer.command(ctx, "create", "--bundle", c.bundle(), c.ID)
 	create.Stdout, create.Stderr = write, write
 	err = create.Run()
 	write.Close()
@@ -214,7 +220,7 @@ func (c *container) start(ctx context.Context) error {
 		text, _ := io.ReadAll(read)
 		return fmt.Errorf("runsc create: %w: %s", err, text)
 	}
-	if err := c.peer.call(ctx, "start", c.id); err != nil {
+	if err := c.peer.Call(ctx, "start", c.ID); err != nil {
 		return err
 	}
 	if _, err := io.ReadFull(read, make([]byte, 1)); err != nil {
@@ -223,20 +229,20 @@ func (c *container) start(ctx context.Context) error {
 	return nil
 }
 
-// remove ends the container and removes what was made for it.
-func (c *container) remove() error {
+// Remove ends the container and removes what was made for it.
+func (c *Container) Remove() error {
 	const removeLimit = 30 * time.Second
 	ctx, cancel := context.WithTimeout(context.Background(), removeLimit)
 	defer cancel()
-	err := c.peer.call(ctx, "delete", "--force", c.id)
+	err := c.peer.Call(ctx, "delete", "--force", c.ID)
 	if c.out != nil {
 		err = errors.Join(err, c.out.Close())
 	}
 	return errors.Join(err, c.net.Close(), os.RemoveAll(c.bundle()))
 }
 
-// memoryInUse is what a cgroup counts, in bytes.
-func memoryInUse(parent, name string) (int64, error) {
+// MemoryInUse is what a cgroup counts, in bytes.
+func MemoryInUse(parent, name string) (int64, error) {
 	for _, pattern := range []string{cgroupMemoryV1, cgroupMemoryV2} {
 		text, err := os.ReadFile(fmt.Sprintf(pattern, parent, name))
 		if errors.Is(err, os.ErrNotExist) {
