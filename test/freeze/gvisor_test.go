@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,11 +23,16 @@ import (
 )
 
 const (
-	sandboxID     = "sbfreeze"
-	mountPoint    = "/run/wrenn/bin"
-	sandboxRounds = 8
-	// maxSandboxRun is how long the sandbox runs between two checkpoints.
+	sandboxID  = "sbfreeze"
+	mountPoint = "/run/wrenn/bin"
+	// sandboxRounds is how often the sandbox is written down and restored, and settledRound
+	// the one from which on it may hold no more than then.
+	sandboxRounds = 50
+	settledRound  = 10
+	// maxSandboxRun is how long the sandbox runs between two checkpoints, and maxDeaf how
+	// long before one it hears nothing any more: what it sends meanwhile is not acknowledged.
 	maxSandboxRun = 200 * time.Millisecond
+	maxDeaf       = 50 * time.Millisecond
 	// runscWait bounds one command of runsc.
 	runscWait = 30 * time.Second
 )
@@ -140,32 +146,36 @@ func (s *sandbox) runsc(t *testing.T, args ...string) {
 	}
 }
 
-// checkpoint writes the sandbox down. If it is not to go on, it is restored from that.
-func (s *sandbox) checkpoint(t *testing.T, goOn bool) {
+// checkpoint writes the sandbox down, by do, and removes what was written.
+func (s *sandbox) checkpoint(t *testing.T, do func(state string)) {
 	t.Helper()
 	s.n++
 	state := filepath.Join(s.images, fmt.Sprint(s.n))
-	if goOn {
-		s.runsc(t, "checkpoint", "--image-path="+state, "--leave-running")
-	} else {
-		s.renew(t, state)
-	}
+	do(state)
 	if err := os.RemoveAll(state); err != nil {
 		t.Fatal(err)
 	}
 }
 
+// goOn writes the sandbox down and lets it go on by itself.
+func (s *sandbox) goOn(t *testing.T) {
+	t.Helper()
+	s.checkpoint(t, func(state string) { s.runsc(t, "checkpoint", "--image-path="+state, "--leave-running") })
+}
+
 // renew ends the sandbox with a checkpoint and restores it, so that the other ends of its
 // connections do not notice. A sandbox that ends closes its connections, after they were
 // written down; and one that has its network back, but not its connections yet, resets
-// them. What is not let through to it is sent again.
-func (s *sandbox) renew(t *testing.T, state string) {
+// them. What is not let through to it is sent again. For a while before the checkpoint it
+// hears nothing, so that some of what it has sent is not acknowledged when it is restored.
+func (s *sandbox) renew(t *testing.T, state string, deaf time.Duration) {
 	t.Helper()
 	letThrough := block(t, "farewells", farewells(s.slot.Link))
 	defer letThrough()
-	s.runsc(t, "checkpoint", "--image-path="+state)
 	hold := block(t, "all", everythingTo(s.slot.Link))
 	defer hold()
+	pause(t.Context(), deaf)
+	s.runsc(t, "checkpoint", "--image-path="+state)
 	s.runsc(t, "delete", "--force")
 	// runsc has taken address and route for the sandbox that is gone.
 	if err := s.slots.Configure(t.Context(), s.slot); err != nil {
@@ -194,30 +204,73 @@ func TestCheckpointedInASandbox(t *testing.T) {
 	before := l.settled(t, look)
 
 	l.begin(t)
-	for round := range sandboxRounds {
+	held := 0
+	for round := 1; round <= sandboxRounds; round++ {
 		pause(l.ctx, time.Duration(random.Int64N(int64(maxSandboxRun))))
-		goOn, resting := round%2 == 0, round%4 < 2
+		if round%5 == 0 {
+			s.goOn(t)
+		}
+		resting, deaf := random.IntN(2) == 0, time.Duration(random.Int64N(int64(maxDeaf)))
 		began := time.Now()
-		if resting {
-			l.resting(t, func() {
-				s.checkpoint(t, goOn)
-				l.awaitDaemon(t)
-			})
-		} else {
-			s.checkpoint(t, goOn)
+		renew := func() {
+			s.checkpoint(t, func(state string) { s.renew(t, state, deaf) })
 			l.awaitDaemon(t)
+		}
+		if resting {
+			l.resting(t, renew)
+		} else {
+			renew()
 			l.cuts.Add(1)
 			l.init(t)
 			l.cuts.Add(1)
 		}
-		t.Logf("round %d: goes on by itself %v, at rest %v: %v", round, goOn, resting, time.Since(began).Round(time.Millisecond))
+		t.Logf("round %d: at rest %v, deaf %v: %v", round, resting, deaf, time.Since(began).Round(time.Millisecond))
 		if l.ctx.Err() != nil {
 			t.Fatalf("round %d: %v", round, l.group.Wait())
 		}
 		l.goesOn(t)
+		if round == settledRound {
+			held = l.mostHeld(t)
+		}
 	}
+	l.holdsAtMost(t, held)
 	l.finish(t)
 	l.settlesAt(t, before, look)
+}
+
+// held counts the open files of the daemon and its children.
+func (l *load) held(t *testing.T) int {
+	t.Helper()
+	text := l.inside(t, "(ls /proc/1/fd; ps --no-headers --ppid 1) | wc -l")
+	n, err := strconv.Atoi(strings.TrimSpace(text))
+	if err != nil {
+		t.Fatalf("the sandbox counts %q", text)
+	}
+	return n
+}
+
+// mostHeld returns the most that the busy daemon holds, of several looks.
+func (l *load) mostHeld(t *testing.T) int {
+	t.Helper()
+	const looks = 10
+	most := 0
+	for range looks {
+		most = max(most, l.held(t))
+	}
+	return most
+}
+
+// holdsAtMost checks that the daemon, as busy as it was, holds no more again.
+func (l *load) holdsAtMost(t *testing.T, most int) {
+	t.Helper()
+	now := 0
+	if !eventually(l.ctx, func() bool {
+		now = l.held(t)
+		return now <= most
+	}) {
+		t.Errorf("the daemon holds %d files and children after %d rounds, and at most %d after %d", now, sandboxRounds, most, settledRound)
+	}
+	t.Logf("the busy daemon holds %d files and children after %d rounds, at most %d after %d", now, sandboxRounds, most, settledRound)
 }
 
 // inside returns what a script prints in the sandbox.

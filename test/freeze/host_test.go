@@ -43,11 +43,7 @@ func seeded(t *testing.T) *rand.Rand {
 			t.Fatal(err)
 		}
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("again with WRENN_TEST_SEED=%d", seed)
-		}
-	})
+	t.Logf("again with WRENN_TEST_SEED=%d", seed)
 	return rand.New(rand.NewPCG(seed, seed))
 }
 

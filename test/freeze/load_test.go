@@ -22,10 +22,10 @@ import (
 
 const (
 	token = "of the freeze test"
-	// patience bounds how long a test waits for something to come true. A restored sandbox
-	// may need a while until it sends again what was lost on its way at the checkpoint: see
-	// dialer.
-	patience = 40 * time.Second
+	// patience bounds how long a test waits for something to come true. After a restore the
+	// daemon's connections are set going by /init; what the host has to send again waits for
+	// its own, backed-off timer.
+	patience = 10 * time.Second
 	// Where the servers in the sandbox listen.
 	loopbackPort = 7001
 	openPort     = 7002
@@ -73,9 +73,7 @@ func (a tokenAdder) RoundTrip(req *http.Request) (*http.Response, error) {
 	return a.RoundTripper.RoundTrip(req)
 }
 
-// dialer makes connections that ask once a second whether the other side is there. gVisor
-// forgets in a restore to send again what was not acknowledged when it was written down; the
-// question repeats the acknowledgement, and the sandbox goes on.
+// dialer makes connections as the host does, which see in seconds that a sandbox has gone.
 var dialer = &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 30}}
 
 func newLoad(t *testing.T, address, dir string) *load {
