@@ -25,8 +25,9 @@ type errClosed struct{ reason error }
 
 func (e *errClosed) Error() string { return "closed: " + e.reason.Error() }
 
-// keepAlive finds out in seconds that a guest has come back from a pause with connections
-// of which some data was in flight: it is acknowledged again only when somebody asks.
+// keepAlive finds out in seconds that a guest has gone. It does not set going again what was
+// in flight when a guest was written down: gVisor ignores what keep-alives acknowledge, and
+// envd does that at its init.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 60}
 
 func newConnections(address net.Addr) *connections {
