@@ -14,7 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -26,13 +26,12 @@ import (
 	"github.com/wrenn-sandbox/wrenn/internal/host/rpc"
 	"github.com/wrenn-sandbox/wrenn/internal/host/runtime/gvisor"
 	"github.com/wrenn-sandbox/wrenn/internal/host/sandbox"
+	"github.com/wrenn-sandbox/wrenn/internal/host/snapshot"
 )
 
 // runRoot holds what ends with the machine's boot: one directory for each data
 // directory in use. It is short because the paths of Unix sockets are limited.
 const runRoot = "/run/wrenn"
-
-const mib = 1 << 20
 
 // hostFloor is the running host agent of this machine.
 type hostFloor struct {
@@ -45,14 +44,16 @@ type hostFloor struct {
 	runtime   *gvisor.Driver
 	runDir    string
 	lock      *os.File
+	onStop    sandbox.OnStop
 	// stopReaping ends the reaping of orphans, which sandboxes leave.
 	stopReaping context.CancelFunc
 }
 
 // startHost starts the host agent over a data directory, which it locks. progress is
 // told what takes long.
-func startHost(ctx context.Context, dataDir, imageDir string, log *slog.Logger, progress func(image.Progress)) (h *hostFloor, err error) {
-	h = &hostFloor{served: make(chan error, 1)}
+func startHost(ctx context.Context, o hostOptions, log *slog.Logger, progress func(image.Progress)) (h *hostFloor, err error) {
+	dataDir := o.dataDir
+	h = &hostFloor{served: make(chan error, 1), onStop: sandbox.StopKeep}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.close(context.WithoutCancel(ctx)))
@@ -70,7 +71,7 @@ func startHost(ctx context.Context, dataDir, imageDir string, log *slog.Logger, 
 	if err != nil {
 		return h, err
 	}
-	images, err := image.Open(imageDir)
+	images, err := image.Open(o.imageDir)
 	if err != nil {
 		return h, fmt.Errorf("open images: %w", err)
 	}
@@ -92,28 +93,75 @@ func startHost(ctx context.Context, dataDir, imageDir string, log *slog.Logger, 
 	if err != nil {
 		return h, fmt.Errorf("set up the runtime: %w", err)
 	}
-	envdDir, err := installGuest(dataDir)
-	if err != nil {
-		return h, fmt.Errorf("install the guest daemon: %w", err)
-	}
-	most, err := maxResources(dataDir)
-	if err != nil {
+	if err := h.openSandboxes(ctx, o, images, log); err != nil {
 		return h, err
+	}
+	if err := h.serve(ctx, instance, log); err != nil {
+		return h, err
+	}
+	h.onStop = o.onStop
+	return h, nil
+}
+
+// openSandboxes takes over the sandboxes of the data directory, and removes what only those
+// needed that are gone.
+func (h *hostFloor) openSandboxes(ctx context.Context, o hostOptions, images *image.Store, log *slog.Logger) error {
+	envdDir, err := installGuest(o.dataDir)
+	if err != nil {
+		return fmt.Errorf("install the guest daemon: %w", err)
+	}
+	snapshots, err := snapshot.Open(filepath.Join(o.dataDir, "snapshots"), log)
+	if err != nil {
+		return err
+	}
+	most, admit, err := o.capacity()
+	if err != nil {
+		return err
+	}
+	if err := protectAgent(); err != nil {
+		log.Warn("the kernel may end Wrenn when memory runs out, before it ends sandboxes", "error", err)
 	}
 	h.sandboxes, err = sandbox.Open(ctx, sandbox.Config{
-		Dir: filepath.Join(dataDir, "sandboxes"), EnvdDir: envdDir,
-		Images: images, Network: h.network, Runtime: h.runtime, Max: most, Log: log,
+		Dir: filepath.Join(o.dataDir, "sandboxes"), MeterDir: filepath.Join(o.dataDir, "metrics"), EnvdDir: envdDir,
+		Images: images, Network: h.network, Runtime: h.runtime, Snapshots: snapshots,
+		Max: most, Admit: admit, NetworkRate: int64(o.networkRate) * megabit, Log: log,
 	})
 	if err != nil {
-		return h, err
+		return err
 	}
-	err = h.serve(ctx, instance, log)
-	return h, err
+	if err := removeGuests(o.dataDir, append(h.sandboxes.GuestDirs(), envdDir)); err != nil {
+		log.Warn("remove guest daemons that nothing needs", "error", err)
+	}
+	if err := h.removePrograms(snapshots); err != nil {
+		log.Warn("remove runtimes that nothing needs", "error", err)
+	}
+	return nil
+}
+
+// removePrograms removes the copies of the runtime that neither a sandbox nor a snapshot
+// needs.
+func (h *hostFloor) removePrograms(snapshots *snapshot.Store) error {
+	var dirs []string
+	var releases []func()
+	defer func() {
+		for _, release := range releases {
+			release()
+		}
+	}()
+	for _, snap := range snapshots.List() {
+		dir, release, err := snapshots.Use(snap.ID)
+		if err != nil {
+			return err // a damaged one: nobody knows what it needs
+		}
+		releases = append(releases, release)
+		dirs = append(dirs, dir)
+	}
+	return h.runtime.RemovePrograms(dirs)
 }
 
 // serve listens on the Unix socket, which root alone can open.
 func (h *hostFloor) serve(ctx context.Context, instance string, log *slog.Logger) error {
-	handler, err := rpc.New(rpc.Config{HostID: "host-" + instance, Host: h.sandboxes, Sandboxes: h.sandboxes, Log: log})
+	handler, err := rpc.New(rpc.Config{HostID: "host-" + instance, Host: h.sandboxes, Sandboxes: h.sandboxes, Snapshots: h.sandboxes.Snapshots(), Log: log})
 	if err != nil {
 		return err
 	}
@@ -137,12 +185,12 @@ func (h *hostFloor) serve(ctx context.Context, instance string, log *slog.Logger
 	return nil
 }
 
-// close ends every sandbox and gives back what the host agent holds. It works on a
-// host that started only in part.
+// close does with the sandboxes as was asked for the stop, and gives back what the host
+// agent itself holds. It works on a host that started only in part.
 func (h *hostFloor) close(ctx context.Context) error {
 	var errs []error
 	if h.sandboxes != nil {
-		errs = append(errs, h.sandboxes.Close(ctx))
+		errs = append(errs, h.sandboxes.Close(ctx, h.onStop))
 	}
 	if h.server != nil {
 		errs = append(errs, shutdown(ctx, h.server))
@@ -251,42 +299,23 @@ func installGuest(dataDir string) (string, error) {
 			return "", err
 		}
 	}
-	// No sandbox outlives its host agent, so nobody uses the programs of older builds.
-	old, err := os.ReadDir(parent)
-	if err != nil {
-		return "", err
-	}
-	for _, e := range old {
-		if e.Name() != filepath.Base(dir) {
-			if err := os.RemoveAll(filepath.Join(parent, e.Name())); err != nil {
-				return "", err
-			}
-		}
-	}
 	return dir, nil
 }
 
-// The machine keeps a tenth of its memory for itself, and at least half a GiB.
-const (
-	reservedPart   = 10
-	reservedMemory = 512 * mib
-)
-
-// maxResources is the most that one sandbox may ask for: the whole machine but for the
-// memory that it needs itself.
-func maxResources(dataDir string) (sandbox.Resources, error) {
-	var memory unix.Sysinfo_t
-	if err := unix.Sysinfo(&memory); err != nil {
-		return sandbox.Resources{}, fmt.Errorf("read the machine's memory: %w", err)
+// removeGuests removes the guest daemons of earlier builds but those that are to be kept: a
+// sandbox that runs, or comes back, needs the very file that it was started with.
+func removeGuests(dataDir string, keep []string) error {
+	parent := filepath.Join(dataDir, "guest")
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return err
 	}
-	var disk unix.Statfs_t
-	if err := unix.Statfs(dataDir, &disk); err != nil {
-		return sandbox.Resources{}, fmt.Errorf("read the size of the disk under %s: %w", dataDir, err)
+	for _, e := range entries {
+		if path := filepath.Join(parent, e.Name()); !slices.Contains(keep, path) {
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+		}
 	}
-	total := memory.Totalram * uint64(memory.Unit)
-	return sandbox.Resources{
-		VCPUs:    runtime.NumCPU(),
-		MemoryMB: int((total - max(total/reservedPart, reservedMemory)) / mib),
-		DiskMB:   int(disk.Blocks * uint64(disk.Bsize) / mib),
-	}, nil
+	return nil
 }

@@ -50,6 +50,8 @@ type upOptions struct {
 	listen   string
 	domain   string
 	json     bool // print the credentials as JSON
+	host     hostOptions
+	control  controlOptions
 }
 
 func newUpCommand() *cobra.Command {
@@ -63,7 +65,8 @@ The first start builds the base image, which takes about a minute. The address a
 API key are printed, and kept in credentials.json in the data directory and in the
 profile of the user who runs this, where the other commands find them.
 
-SIGTERM or Ctrl-C stops Wrenn and ends its sandboxes.`,
+SIGTERM or Ctrl-C stops Wrenn. Its sandboxes run on, and the next start takes them over;
+--on-stop says what else may happen to them.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.json = wantsJSON(cmd)
@@ -75,6 +78,8 @@ SIGTERM or Ctrl-C stops Wrenn and ends its sandboxes.`,
 	f.StringVar(&o.imageDir, "image-dir", "", "where images are kept (default: images in the data directory)")
 	f.StringVar(&o.listen, "listen", defaultListen, "address of the API; port 0 takes a free one")
 	f.StringVar(&o.domain, "domain", defaultDomain, "domain under which ports of sandboxes are to be shown (no effect yet)")
+	o.host.addFlags(f)
+	o.control.addFlags(f)
 	return cmd
 }
 
@@ -93,8 +98,11 @@ func (o *upOptions) resolve() error {
 	if o.imageDir == "" {
 		o.imageDir = filepath.Join(o.dataDir, "images")
 	}
-	o.imageDir, err = filepath.Abs(o.imageDir)
-	return err
+	if o.imageDir, err = filepath.Abs(o.imageDir); err != nil {
+		return err
+	}
+	o.host.dataDir, o.host.imageDir = o.dataDir, o.imageDir
+	return o.host.check()
 }
 
 // up runs all floors on this machine until ctx ends.
@@ -114,7 +122,7 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	showProgress, endProgress := imageProgress(stderr)
-	host, err := startHost(ctx, o.dataDir, o.imageDir, log, showProgress)
+	host, err := startHost(ctx, o.host, log, showProgress)
 	endProgress()
 	if err != nil {
 		return err

@@ -14,7 +14,9 @@ import (
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/host/guestclient"
+	"github.com/wrenn-sandbox/wrenn/internal/host/metering"
 	"github.com/wrenn-sandbox/wrenn/internal/host/sandbox"
+	"github.com/wrenn-sandbox/wrenn/internal/host/snapshot"
 	hostv1 "github.com/wrenn-sandbox/wrenn/proto/host/v1"
 	"github.com/wrenn-sandbox/wrenn/proto/host/v1/hostv1connect"
 )
@@ -22,14 +24,26 @@ import (
 // Sandboxes is the lifecycle that the host serves.
 type Sandboxes interface {
 	Create(ctx context.Context, req sandbox.CreateRequest) (sandbox.Sandbox, error)
+	Pause(ctx context.Context, id string) (sandbox.Sandbox, error)
+	Resume(ctx context.Context, id string, wait time.Duration) (sandbox.Sandbox, error)
 	Get(id string) (sandbox.Sandbox, error)
 	Destroy(ctx context.Context, id string) error
 	Watch(ctx context.Context, sandbox func(sandbox.Sandbox) error, synced func() error) error
 	Guest(id string) (*guestclient.Client, error)
 }
 
-// Host is what the machine is.
+// Snapshots is what is made of sandboxes that go on: copies, and what others are made from.
+type Snapshots interface {
+	Fork(ctx context.Context, id string, copies []string) ([]sandbox.Sandbox, error)
+	Create(ctx context.Context, sandboxID, id string) (snapshot.Snapshot, error)
+	List() []snapshot.Snapshot
+	Delete(ctx context.Context, id string) error
+	SetWarm(ctx context.Context, all []sandbox.Warm) error
+}
+
+// Host is what the machine is, and what is used of it.
 type Host interface {
+	Metrics(id string, d time.Duration) ([]metering.Point, error)
 	Max() sandbox.Resources
 	Runtime() string
 	Templates() ([]string, error)
@@ -40,13 +54,12 @@ type Config struct {
 	HostID    string
 	Host      Host
 	Sandboxes Sandboxes
+	Snapshots Snapshots
 	Log       *slog.Logger
 }
 
 // server implements the host service. It is stateless and safe for concurrent use.
 type server struct {
-	hostv1connect.UnimplementedHostServiceHandler // until all of the contract is served
-
 	Config
 	hostname string
 }
@@ -80,8 +93,13 @@ func (s *server) GetHost(context.Context, *connect.Request[hostv1.GetHostRequest
 
 func (s *server) CreateSandbox(ctx context.Context, req *connect.Request[hostv1.CreateSandboxRequest]) (*connect.Response[hostv1.CreateSandboxResponse], error) {
 	m := req.Msg
+	wait, err := fromMillis(m.GetWaitMs())
+	if err != nil {
+		return nil, err
+	}
 	sb, err := s.Sandboxes.Create(ctx, sandbox.CreateRequest{
 		ID: m.GetId(), Template: m.GetTemplate(), Env: m.GetEnv(), DefaultUser: m.GetDefaultUser(),
+		Snapshot: m.GetSnapshotId(), Wait: wait,
 		Resources: sandbox.Resources{
 			VCPUs:    int(m.GetResources().GetVcpus()),
 			MemoryMB: int(m.GetResources().GetMemoryMb()),
@@ -124,6 +142,9 @@ func (s *server) WatchSandboxes(ctx context.Context, _ *connect.Request[hostv1.W
 var toStatus = map[sandbox.Status]hostv1.SandboxStatus{
 	sandbox.Starting: hostv1.SandboxStatus_SANDBOX_STATUS_STARTING,
 	sandbox.Running:  hostv1.SandboxStatus_SANDBOX_STATUS_RUNNING,
+	sandbox.Pausing:  hostv1.SandboxStatus_SANDBOX_STATUS_PAUSING,
+	sandbox.Paused:   hostv1.SandboxStatus_SANDBOX_STATUS_PAUSED,
+	sandbox.Resuming: hostv1.SandboxStatus_SANDBOX_STATUS_RESUMING,
 	sandbox.Stopping: hostv1.SandboxStatus_SANDBOX_STATUS_STOPPING,
 	sandbox.Stopped:  hostv1.SandboxStatus_SANDBOX_STATUS_STOPPED,
 	sandbox.Failed:   hostv1.SandboxStatus_SANDBOX_STATUS_ERROR,
@@ -134,6 +155,7 @@ func toSandbox(sb sandbox.Sandbox) *hostv1.Sandbox {
 		Id: sb.ID, Status: toStatus[sb.Status], Template: sb.Template, Resources: toResources(sb.Resources),
 		Runtime: sb.Runtime, HostIp: sb.HostIP, GuestIp: sb.GuestIP, Reason: sb.Reason,
 		CreatedAt: toTime(sb.CreatedAt), StartedAt: toTime(sb.StartedAt), LastActiveAt: toTime(sb.LastActiveAt),
+		PausedAt: toTime(sb.PausedAt), SnapshotBytes: uint64(sb.SnapshotBytes),
 	}
 }
 

@@ -17,7 +17,9 @@ import (
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/host/guestclient"
+	"github.com/wrenn-sandbox/wrenn/internal/host/metering"
 	"github.com/wrenn-sandbox/wrenn/internal/host/sandbox"
+	"github.com/wrenn-sandbox/wrenn/internal/host/snapshot"
 	"github.com/wrenn-sandbox/wrenn/internal/testenv"
 	hostv1 "github.com/wrenn-sandbox/wrenn/proto/host/v1"
 	"github.com/wrenn-sandbox/wrenn/proto/host/v1/hostv1connect"
@@ -27,6 +29,8 @@ import (
 // be called.
 type fakeSandboxes struct {
 	create  func(sandbox.CreateRequest) (sandbox.Sandbox, error)
+	pause   func(string) (sandbox.Sandbox, error)
+	resume  func(string, time.Duration) (sandbox.Sandbox, error)
 	get     func(string) (sandbox.Sandbox, error)
 	destroy func(string) error
 	watch   func(ctx context.Context, sandbox func(sandbox.Sandbox) error, synced func() error) error
@@ -36,6 +40,12 @@ type fakeSandboxes struct {
 func (f fakeSandboxes) Create(_ context.Context, r sandbox.CreateRequest) (sandbox.Sandbox, error) {
 	return f.create(r)
 }
+func (f fakeSandboxes) Pause(_ context.Context, id string) (sandbox.Sandbox, error) {
+	return f.pause(id)
+}
+func (f fakeSandboxes) Resume(_ context.Context, id string, wait time.Duration) (sandbox.Sandbox, error) {
+	return f.resume(id, wait)
+}
 func (f fakeSandboxes) Get(id string) (sandbox.Sandbox, error)       { return f.get(id) }
 func (f fakeSandboxes) Destroy(_ context.Context, id string) error   { return f.destroy(id) }
 func (f fakeSandboxes) Guest(id string) (*guestclient.Client, error) { return f.guest(id) }
@@ -43,7 +53,33 @@ func (f fakeSandboxes) Watch(ctx context.Context, sandbox func(sandbox.Sandbox) 
 	return f.watch(ctx, sandbox, synced)
 }
 
+// fakeSnapshots is for snapshots what fakeSandboxes is for sandboxes.
+type fakeSnapshots struct {
+	fork   func(string, []string) ([]sandbox.Sandbox, error)
+	create func(sandboxID, id string) (snapshot.Snapshot, error)
+	list   []snapshot.Snapshot
+	delete func(string) error
+	warm   func([]sandbox.Warm) error
+}
+
+func (f fakeSnapshots) Fork(_ context.Context, id string, copies []string) ([]sandbox.Sandbox, error) {
+	return f.fork(id, copies)
+}
+func (f fakeSnapshots) Create(_ context.Context, sandboxID, id string) (snapshot.Snapshot, error) {
+	return f.create(sandboxID, id)
+}
+func (f fakeSnapshots) List() []snapshot.Snapshot                           { return f.list }
+func (f fakeSnapshots) Delete(_ context.Context, id string) error           { return f.delete(id) }
+func (f fakeSnapshots) SetWarm(_ context.Context, all []sandbox.Warm) error { return f.warm(all) }
+
 type fakeHost struct{}
+
+func (fakeHost) Metrics(id string, d time.Duration) ([]metering.Point, error) {
+	if id != "sba" {
+		return nil, fault.New(fault.NotFound, "sandbox %q does not exist", id)
+	}
+	return []metering.Point{{Time: time.Unix(int64(d.Seconds()), 0), CPUPct: 12.5, MemoryBytes: 3, DiskBytes: 4}}, nil
+}
 
 func (fakeHost) Max() sandbox.Resources {
 	return sandbox.Resources{VCPUs: 2, MemoryMB: 2048, DiskMB: 4096}
@@ -54,7 +90,12 @@ func (fakeHost) Templates() ([]string, error) { return []string{"base"}, nil }
 // serve serves the contract over a lifecycle and returns a client of it and its address.
 func serve(t *testing.T, sandboxes Sandboxes) (hostv1connect.HostServiceClient, string) {
 	t.Helper()
-	handler, err := New(Config{HostID: "host-1", Host: fakeHost{}, Sandboxes: sandboxes, Log: slog.New(slog.DiscardHandler)})
+	return serveAll(t, sandboxes, fakeSnapshots{})
+}
+
+func serveAll(t *testing.T, sandboxes Sandboxes, snapshots Snapshots) (hostv1connect.HostServiceClient, string) {
+	t.Helper()
+	handler, err := New(Config{HostID: "host-1", Host: fakeHost{}, Sandboxes: sandboxes, Snapshots: snapshots, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +149,7 @@ func TestSandboxesAreTranslated(t *testing.T) {
 }
 
 func TestEveryStatusHasAName(t *testing.T) {
-	for _, s := range []sandbox.Status{sandbox.Starting, sandbox.Running, sandbox.Stopping, sandbox.Stopped, sandbox.Failed} {
+	for _, s := range []sandbox.Status{sandbox.Starting, sandbox.Running, sandbox.Pausing, sandbox.Paused, sandbox.Resuming, sandbox.Stopping, sandbox.Stopped, sandbox.Failed} {
 		if toStatus[s] == hostv1.SandboxStatus_SANDBOX_STATUS_UNSPECIFIED {
 			t.Errorf("status %q has none in the contract", s)
 		}

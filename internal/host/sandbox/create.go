@@ -4,253 +4,263 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"log/slog"
-	"net"
-	"strconv"
+	"maps"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
-	"github.com/wrenn-sandbox/wrenn/internal/host/guestclient"
-	"github.com/wrenn-sandbox/wrenn/internal/host/image"
-	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
+	"github.com/wrenn-sandbox/wrenn/internal/host/snapshot"
 )
 
-const (
-	// createTimeout bounds a whole create; the slowest machine that is still of use
-	// needs a few seconds.
-	createTimeout = 60 * time.Second
-	// undoTimeout bounds what is given back after a failure.
-	undoTimeout = 30 * time.Second
+// CreateRequest says what to make. The caller chooses the id.
+type CreateRequest struct {
+	ID          string
+	Template    string
+	Resources   Resources         // of a snapshot: zero, or the snapshot's
+	Env         map[string]string // of every process of the sandbox
+	DefaultUser string            // empty: the template's
+	// Snapshot is the id of one to make it from in place of the template's image; its
+	// processes come along, and Env is added to its own.
+	Snapshot string
+	// Wait is how long to wait for room on a host that is full.
+	Wait time.Duration
+}
 
-	// guestDir is where the guest daemon is seen inside a sandbox.
-	guestDir = "/run/wrenn/bin"
+const tokenBytes = 16
 
-	tokenBytes = 16
-
-	// A guest may have a process for each 2 MiB of its memory, within these bounds. The
-	// smallest process costs 0.6 MiB, a shell 1 MiB: a fork bomb runs into this limit,
-	// inside the guest, before it fills the memory.
-	memoryPerProcessMB = 2
-	minProcesses       = 128
-	maxProcesses       = 4096
-)
-
-// creation is a create under way: what the phases read and fill.
+// creation is a create under way.
 type creation struct {
-	*entry
-	req   CreateRequest
-	image image.Image
-	undo  []func(context.Context) error
-	// took is how long each phase was, for the log.
-	took []any
-	// done is closed when the create is over; see entry.settled.
-	done chan struct{}
+	launch
+	e        *entry
+	need     demand
+	wait     time.Duration
+	reserved bool // the entry is in its place
 }
 
-// phase is a named step of a create. It registers the undo of what it took at once.
-type phase struct {
-	name string // for people, as in "create sandbox: NAME: what went wrong"
-	key  string // for the log
-	run  func(*Service, context.Context, *creation) error
-}
-
-// createPhases are the steps of a create, in order.
-var createPhases = []phase{
-	{"take a network slot", "slot", (*Service).takeSlot},
-	{"start the runtime", "runtime", (*Service).startRuntime},
-	{"wait for the guest", "guest", (*Service).awaitGuest},
-}
+var (
+	roomPhases = []phase[*creation]{
+		{"room", "find room on the host", (*creation).takeRoom},
+	}
+	introducePhases = []phase[*creation]{
+		{"init", "tell the guest who it is", func(c *creation, ctx context.Context) error { return c.introduce(ctx, c.e.sandbox) }},
+	}
+)
 
 // Create makes a sandbox and returns when it is usable. When it fails nothing is left.
 func (s *Service) Create(ctx context.Context, req CreateRequest) (Sandbox, error) {
-	im, err := s.check(req)
+	c, err := s.newCreation("create", req)
 	if err != nil {
 		return Sandbox{}, err
 	}
-	ctx, cancelTimeout := context.WithTimeout(ctx, createTimeout)
-	defer cancelTimeout()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-
-	c := &creation{req: req, image: im, done: make(chan struct{})}
-	if c.entry, err = s.reserve(req, c.done, cancel); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, launchTimeout+req.Wait)
+	defer cancel()
+	ctx, done, err := c.reserve(ctx)
+	if err != nil {
 		return Sandbox{}, err
 	}
-	defer close(c.done)
-	for _, p := range createPhases {
-		began := time.Now()
-		if err := p.run(s, ctx, c); err != nil {
-			if ctx.Err() != nil {
-				cause := context.Cause(ctx)
-				err = fault.Wrap(err, fault.CodeOf(cause), "%s", fault.MessageOf(cause))
-			}
-			return Sandbox{}, s.abandon(ctx, c, fmt.Errorf("create sandbox: %s: %w", p.name, err))
-		}
-		c.took = append(c.took, p.key, time.Since(began).Round(100*time.Microsecond))
+	defer done()
+	if err := c.make(ctx); err != nil {
+		return Sandbox{}, c.abandon(ctx, fmt.Errorf("create sandbox: %w", err))
 	}
-	return s.publish(ctx, c)
+	c.publish()
+	return s.Get(req.ID)
 }
 
-// check refuses what cannot be made, before anything is taken.
-func (s *Service) check(req CreateRequest) (image.Image, error) {
+// newCreation refuses what cannot be made, before anything is taken.
+func (s *Service) newCreation(name string, req CreateRequest) (*creation, error) {
 	if !idPattern.MatchString(req.ID) {
-		return image.Image{}, fault.New(fault.InvalidRequest, "sandbox id %q must match %s", req.ID, idPattern)
+		return nil, fault.New(fault.InvalidRequest, "sandbox id %q must match %s", req.ID, idPattern)
 	}
+	c := &creation{wait: req.Wait}
+	c.launch = launch{
+		operation: operation{s: s, name: name}, id: req.ID, hostname: req.ID, resources: req.Resources, run: &run{id: req.ID},
+		origin: origin{GuestDir: s.cfg.EnvdDir, Env: req.Env, DefaultUser: req.DefaultUser},
+	}
+	if err := c.findSource(req); err != nil {
+		return nil, err
+	}
+	if err := c.makeEntry(req.Template); err != nil {
+		return nil, err
+	}
+	return c, s.checkDisk()
+}
+
+// makeEntry makes what the host will know of the sandbox, from what the launch says.
+func (c *creation) makeEntry(template string) error {
+	token, err := newToken()
+	if err != nil {
+		return err
+	}
+	c.origin.Token = token
+	c.e = &entry{state: state{
+		sandbox: Sandbox{
+			ID: c.id, Status: Starting, Template: template, Resources: c.resources,
+			Runtime: c.s.cfg.Runtime.Name(), CreatedAt: time.Now(),
+		},
+		origin: c.origin,
+	}}
+	return nil
+}
+
+// findSource finds what the sandbox is to be made of.
+func (c *creation) findSource(req CreateRequest) error {
+	s := c.s
+	if req.Snapshot != "" {
+		snap, err := s.Snapshots().get(req.Snapshot)
+		if err != nil {
+			return err
+		}
+		return c.from(snap)
+	}
+	if err := s.checkResources(req.Resources); err != nil {
+		return err
+	}
+	im, err := s.cfg.Images.Lookup(req.Template)
+	if err != nil {
+		return err
+	}
+	c.origin.Image = im.Path
+	if c.origin.DefaultUser == "" {
+		c.origin.DefaultUser = im.DefaultUser
+	}
+	c.need = demand{memoryMB: c.resources.MemoryMB, nowMB: freshMemoryMB}
+	return nil
+}
+
+// from takes what a snapshot says over.
+func (c *creation) from(snap snapshot.Snapshot) error {
+	has := Resources(snap.Resources)
+	if c.resources != (Resources{}) && c.resources != has {
+		return fault.New(fault.InvalidRequest, "a sandbox made from snapshot %s has its %d vcpus, %d MiB of memory and %d MiB of disk; leave other sizes out",
+			snap.ID, has.VCPUs, has.MemoryMB, has.DiskMB)
+	}
+	if err := c.s.checkResources(has); err != nil {
+		return err
+	}
+	if snap.Runtime != c.s.cfg.Runtime.Name() {
+		return fault.New(fault.HostUnavailable, "snapshot %s was written by the runtime %s, and this host has %s", snap.ID, snap.Runtime, c.s.cfg.Runtime.Name())
+	}
+	env := maps.Clone(snap.Env)
+	if env == nil {
+		env = map[string]string{}
+	}
+	maps.Copy(env, c.origin.Env)
+	user := c.origin.DefaultUser
+	if user == "" {
+		user = snap.DefaultUser
+	}
+	c.resources, c.snapshot, c.formerToken = has, snap.ID, snap.Token
+	c.origin = origin{Image: snap.Image, GuestDir: snap.GuestDir, Env: env, DefaultUser: user}
+	c.need = restoreDemand(has, snap.Bytes)
+	return nil
+}
+
+// restoreDemand is what a run takes that goes on from a snapshot of that size.
+func restoreDemand(r Resources, bytes int64) demand {
+	return demand{memoryMB: r.MemoryMB, nowMB: freshMemoryMB + min(r.MemoryMB, int(bytes/mib))}
+}
+
+func (s *Service) checkResources(got Resources) error {
 	for _, r := range []struct {
 		name      string
 		got, most int
 	}{
-		{"vcpus", req.Resources.VCPUs, s.cfg.Max.VCPUs},
-		{"memory_mb", req.Resources.MemoryMB, s.cfg.Max.MemoryMB},
-		{"disk_size_mb", req.Resources.DiskMB, s.cfg.Max.DiskMB},
+		{"vcpus", got.VCPUs, s.cfg.Max.VCPUs},
+		{"memory_mb", got.MemoryMB, s.cfg.Max.MemoryMB},
+		{"disk_size_mb", got.DiskMB, s.cfg.Max.DiskMB},
 	} {
 		if r.got < 1 || r.got > r.most {
-			return image.Image{}, fault.New(fault.InvalidRequest, "%s must be from 1 to %d on this host, not %d", r.name, r.most, r.got)
+			return fault.New(fault.InvalidRequest, "%s must be from 1 to %d on this host, not %d", r.name, r.most, r.got)
 		}
-	}
-	if err := s.checkRoom(); err != nil {
-		return image.Image{}, err
-	}
-	return s.cfg.Images.Lookup(req.Template)
-}
-
-// minFreeDisk is what the host's disk must have left for another sandbox, in bytes: its
-// guests and its own database write to it, and a full one hurts all of them.
-const minFreeDisk = 256 << 20
-
-// checkRoom refuses creates while the disk is nearly full.
-func (s *Service) checkRoom() error {
-	var disk unix.Statfs_t
-	if err := unix.Statfs(s.cfg.Dir, &disk); err != nil {
-		return fmt.Errorf("read the room on the disk: %w", err)
-	}
-	if free := disk.Bavail * uint64(disk.Bsize); free < minFreeDisk {
-		return fault.New(fault.NoSpace, "the host's disk has %d MiB left, and another sandbox needs %d; delete sandboxes or make room on it", free>>20, minFreeDisk>>20)
 	}
 	return nil
 }
 
-// reserve makes the entry of a new sandbox, which keeps its id from others.
-func (s *Service) reserve(req CreateRequest, done chan struct{}, cancel context.CancelCauseFunc) (*entry, error) {
+func newToken() (string, error) {
 	token := make([]byte, tokenBytes)
 	if _, err := rand.Read(token); err != nil {
-		return nil, err
+		return "", err
 	}
-	e := &entry{
-		sandbox: Sandbox{
-			ID: req.ID, Status: Starting, Template: req.Template, Resources: req.Resources,
-			Runtime: s.cfg.Runtime.Name(), CreatedAt: time.Now(),
-		},
-		token: hex.EncodeToString(token), settled: done, cancel: cancel,
-	}
+	return hex.EncodeToString(token), nil
+}
+
+// reserve puts the entry in its place, which keeps its id from others.
+func (c *creation) reserve(ctx context.Context) (op context.Context, done func(), err error) {
+	s := c.s
 	s.mu.Lock()
-	switch _, taken := s.entries[req.ID]; {
+	switch _, taken := s.entries[c.id]; {
 	case s.closed:
-		s.mu.Unlock()
-		return nil, fault.New(fault.HostUnavailable, "the host is stopping")
+		err = errStopping
 	case taken:
+		err = fault.New(fault.Conflict, "sandbox %q exists already", c.id)
+	}
+	if err != nil {
 		s.mu.Unlock()
-		return nil, fault.New(fault.Conflict, "sandbox %q exists already", req.ID)
+		return nil, nil, err
 	}
-	s.entries[req.ID] = e
+	s.entries[c.id] = c.e
+	op, done = c.e.begin(ctx, actCreate)
 	s.mu.Unlock()
-	s.set(e, func(*Sandbox) {})
-	return e, nil
+	s.set(c.e, func(*state) {})
+	c.at("record")
+	return op, done, nil
 }
 
-func (s *Service) takeSlot(ctx context.Context, c *creation) error {
-	slot, err := s.cfg.Network.Acquire(ctx)
-	if err != nil {
-		return err
+// make brings the sandbox into being, but for telling anybody.
+func (c *creation) make(ctx context.Context) error {
+	c.slot = func(r *run) {
+		c.s.set(c.e, func(st *state) {
+			st.run, st.slot = r, r.slot
+			st.sandbox.HostIP, st.sandbox.GuestIP = r.slot.Gateway.String(), r.slot.Guest.Addr().String()
+		})
 	}
-	c.undo = append(c.undo, func(ctx context.Context) error { return s.cfg.Network.Release(ctx, slot) })
-	c.slot, c.held = slot, true
-	s.set(c.entry, func(sb *Sandbox) {
-		sb.HostIP, sb.GuestIP = slot.Gateway.String(), slot.Guest.Addr().String()
-	})
-	return nil
-}
-
-func (s *Service) startRuntime(ctx context.Context, c *creation) error {
-	r := c.req.Resources
-	processes := min(max(r.MemoryMB/memoryPerProcessMB, minProcesses), maxProcesses)
-	// Registered before the start: a start that was cut off may have left something.
-	c.undo = append(c.undo, func(ctx context.Context) error { return s.cfg.Runtime.Destroy(ctx, c.req.ID) })
-	return s.cfg.Runtime.Start(ctx, runtime.Spec{
-		ID:        c.req.ID,
-		Hostname:  c.req.ID,
-		RootFS:    c.image.Path,
-		Args:      []string{guestDir + "/envd", "--pids-max", strconv.Itoa(processes), "--forward-interface", "eth0"},
-		Env:       []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-		Mounts:    []runtime.Mount{{Source: s.cfg.EnvdDir, Target: guestDir}},
-		Namespace: c.slot.Namespace,
-		Limits:    runtime.Limits{VCPUs: r.VCPUs, MemoryMB: r.MemoryMB, DiskMB: r.DiskMB, Processes: processes},
-	})
-}
-
-func (s *Service) awaitGuest(ctx context.Context, c *creation) error {
-	address := net.TCPAddr{IP: c.slot.Guest.Addr().AsSlice(), Port: guestclient.Port}
-	guest := guestclient.New(&address, c.token)
-	c.undo = append(c.undo, func(context.Context) error { guest.Close(); return nil })
-
-	// A guest that dies while it boots never answers: end the wait with the sandbox.
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	s.watchers.Go(func() {
-		if _, err := s.cfg.Runtime.Wait(ctx, c.req.ID); err == nil {
-			cancel(fault.New(fault.AgentError, "the sandbox ended while it was starting"))
+	if ready := c.s.warm.take(c.snapshot); ready != nil {
+		c.id, c.run, c.undo = ready.id, ready.run, ready.undo
+		c.run.guest.Close() // it showed the snapshot's token
+		c.run.guest = newGuest(c.run, c.origin.Token)
+		c.slot(c.run)
+	} else {
+		if err := carryOut(ctx, &c.operation, c, roomPhases); err != nil {
+			return err
 		}
-	})
-	if err := guest.WaitReady(ctx); err != nil {
-		return errors.Join(err, context.Cause(ctx))
-	}
-	user := c.req.DefaultUser
-	if user == "" {
-		user = c.image.DefaultUser
-	}
-	err := guest.Init(ctx, guestclient.Init{
-		AccessToken: c.token, SandboxID: c.req.ID, TemplateID: c.req.Template, Hostname: c.req.ID,
-		Nameservers: []string{c.slot.Gateway.String()}, EnvVars: c.req.Env, DefaultUser: user, Timestamp: time.Now(),
-	})
-	if err != nil {
-		return fmt.Errorf("init: %w", err)
-	}
-	c.guest = guest
-	return nil
-}
-
-// publish ends a create that went well, unless it was cancelled in its last moment.
-func (s *Service) publish(ctx context.Context, c *creation) (Sandbox, error) {
-	if err := context.Cause(ctx); err != nil {
-		return Sandbox{}, s.abandon(ctx, c, err)
-	}
-	s.set(c.entry, func(sb *Sandbox) {
-		sb.Status, sb.StartedAt, sb.LastActiveAt = Running, time.Now(), time.Now()
-	})
-	s.watchers.Go(func() { s.watch(c.entry) })
-	// The answer is of now: a destroy may already be under way, and is not waited for.
-	created, err := s.Get(c.req.ID)
-	s.cfg.Log.Info("sandbox created", "sandbox", c.req.ID, "template", c.req.Template, slog.Group("took", c.took...))
-	return created, err
-}
-
-// abandon undoes a create that failed, in reverse order, and forgets the sandbox.
-func (s *Service) abandon(ctx context.Context, c *creation, err error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-	defer cancel()
-	for i := len(c.undo) - 1; i >= 0; i-- {
-		if undoErr := c.undo[i](ctx); undoErr != nil {
-			// The record stays, so that the next start tries again.
-			s.cfg.Log.Error("undo create", "sandbox", c.req.ID, "error", undoErr)
-			s.finish(c.entry, Failed, "the create failed and could not be undone")
+		if err := carryOut(ctx, &c.operation, &c.launch, launchPhases); err != nil {
 			return err
 		}
 	}
-	c.held = false
-	s.forget(c.entry)
+	return carryOut(ctx, &c.operation, c, introducePhases)
+}
+
+func (c *creation) takeRoom(ctx context.Context) error {
+	leave, err := c.s.makeRoom(ctx, c.need, c.wait)
+	if err != nil {
+		return err
+	}
+	c.onFailure(func(context.Context) error { leave(); return nil })
+	c.run.leave = leave
+	return nil
+}
+
+// publish ends a create that went well.
+func (c *creation) publish() {
+	s := c.s
+	s.set(c.e, func(st *state) {
+		now := time.Now()
+		st.sandbox.Status, st.sandbox.StartedAt, st.sandbox.LastActiveAt = Running, now, now
+	})
+	s.follow(c.e, c.run)
+	c.at("running")
+	c.log(c.e.sandbox.ID, "template", c.e.sandbox.Template, "snapshot", c.snapshot)
+}
+
+// abandon undoes a create that failed and forgets the sandbox.
+func (c *creation) abandon(ctx context.Context, err error) error {
+	s := c.s
+	if undoErr := c.rollBack(ctx); undoErr != nil {
+		// The record stays, so that a destroy, or the next start, tries again.
+		s.cfg.Log.Error("undo create", "sandbox", c.e.sandbox.ID, "error", undoErr)
+		s.finish(c.e, Failed, "the create failed and could not be undone; delete the sandbox")
+		return err
+	}
+	s.forget(c.e)
 	return err
 }

@@ -15,26 +15,51 @@ import (
 
 // record is what is kept on disk of a sandbox, so that the next process knows of it.
 type record struct {
-	Sandbox Sandbox      `json:"sandbox"`
-	Slot    network.Slot `json:"slot"`
-	// Token is what the guest expects on every request.
-	Token string `json:"token"`
+	Sandbox Sandbox `json:"sandbox"`
+	Origin  origin  `json:"origin"`
+	// Snapshot and Draft are as in state.
+	Snapshot string `json:"snapshot,omitempty"`
+	Draft    string `json:"draft,omitempty"`
+	// Run is nil while the sandbox does not run.
+	Run *runRecord `json:"run,omitempty"`
+	// Slot is the one that it had last, which it would like to have again: connections that
+	// are still open lead there.
+	Slot network.Slot `json:"slot"`
+}
+
+// runRecord says where a run is to be found.
+type runRecord struct {
+	ID   string       `json:"id"`
+	Slot network.Slot `json:"slot"`
+}
+
+func (st *state) record() record {
+	rec := record{Sandbox: st.sandbox, Origin: st.origin, Snapshot: st.snapshot, Draft: st.draft, Slot: st.slot}
+	if st.run != nil {
+		rec.Run = &runRecord{ID: st.run.id, Slot: st.run.slot}
+	}
+	return rec
 }
 
 // records is the directory of records. Each is replaced in one step: a reader, and a
 // process that starts after a crash, sees the old or the new one.
 type records struct{ dir string }
 
-const recordSuffix = ".json"
+const (
+	recordSuffix = ".json"
+	// recordMode is for root alone: a record holds the guest's token.
+	recordMode = 0o600
+)
 
 func (r records) path(id string) string { return filepath.Join(r.dir, id+recordSuffix) }
 
-func (r records) write(rec record) error {
+// write replaces a record by one of the ways of package atomicfile.
+func (r records) write(rec record, how func(string, []byte, fs.FileMode) error) error {
 	data, err := json.Marshal(rec)
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(r.path(rec.Sandbox.ID), data, 0o600)
+	return how(r.path(rec.Sandbox.ID), data, recordMode)
 }
 
 func (r records) remove(id string) error {
@@ -42,6 +67,22 @@ func (r records) remove(id string) error {
 		return err
 	}
 	return nil
+}
+
+// read returns the record of a sandbox.
+func (r records) read(id string) (record, error) {
+	data, err := os.ReadFile(r.path(id))
+	if err != nil {
+		return record{}, err
+	}
+	var rec record
+	if err := json.Unmarshal(data, &rec); err != nil {
+		return record{}, err
+	}
+	if rec.Sandbox.ID != id {
+		return record{}, fmt.Errorf("it is that of %q", rec.Sandbox.ID)
+	}
+	return rec, nil
 }
 
 // ids returns the sandboxes that have a record, and removes half-written ones.
@@ -61,7 +102,7 @@ func (r records) ids() ([]string, error) {
 	}
 	var ids []string
 	for _, e := range entries {
-		if id, ok := strings.CutSuffix(e.Name(), recordSuffix); ok {
+		if id, ok := strings.CutSuffix(e.Name(), recordSuffix); ok && idPattern.MatchString(id) {
 			ids = append(ids, id)
 		}
 	}

@@ -1,11 +1,13 @@
-// Package sandbox is the lifecycle of the sandboxes of one host: it creates and destroys
-// them from an image, a network slot and a runtime, owns the truth about what state each
-// one is in, keeps a record of each on disk, and removes what a killed process of ours
-// left. It must not know the host RPC, nor who asks.
+// Package sandbox is the lifecycle of the sandboxes of one host: it creates, pauses,
+// resumes, copies and destroys them from images, snapshots, network slots and a runtime,
+// owns the truth about what state each one is in, keeps a record of each on disk, and finds
+// its sandboxes again after it has been stopped or killed. It must not know the host RPC,
+// nor who asks.
 package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -13,11 +15,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/host/guestclient"
 	"github.com/wrenn-sandbox/wrenn/internal/host/image"
+	"github.com/wrenn-sandbox/wrenn/internal/host/metering"
 	"github.com/wrenn-sandbox/wrenn/internal/host/network"
 	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
+	"github.com/wrenn-sandbox/wrenn/internal/host/snapshot"
 )
 
 // Resources is what a sandbox may use.
@@ -39,16 +44,11 @@ type Sandbox struct {
 	CreatedAt    time.Time
 	StartedAt    time.Time // zero until it runs
 	LastActiveAt time.Time
-	Reason       string // why it is stopped or in error
-}
-
-// CreateRequest says what to make. The caller chooses the id.
-type CreateRequest struct {
-	ID          string
-	Template    string
-	Resources   Resources
-	Env         map[string]string // of every process of the sandbox
-	DefaultUser string            // empty: the template's
+	Reason       string // why it is in this state
+	// PausedAt is when the state was written down that it can be resumed from, and
+	// SnapshotBytes its size on the disk. Zero when there is none.
+	PausedAt      time.Time
+	SnapshotBytes int64
 }
 
 // Images finds the images that sandboxes are made from.
@@ -57,33 +57,72 @@ type Images interface {
 	List() ([]image.Image, error)
 }
 
-// Network lends network slots.
+// Network lends network slots, which outlive this process.
 type Network interface {
+	Slots
+	Traffic
+}
+
+// Slots is how network slots are taken and given back.
+type Slots interface {
 	Acquire(ctx context.Context) (network.Slot, error)
 	Release(ctx context.Context, slot network.Slot) error
+	// Park is Release for a guest that is away and may come back with its connections.
+	Park(ctx context.Context, slot network.Slot) error
+	// Unpark brings a parked slot back, or else another one. Either way it is held.
+	Unpark(ctx context.Context, slot network.Slot) (network.Slot, error)
+	// Adopt takes over a slot that an earlier process of ours has left.
+	Adopt(ctx context.Context, slot network.Slot) error
 	Sweep(ctx context.Context, keep []int) error
+}
+
+// Traffic is what is let through to guests and from them.
+type Traffic interface {
+	// Hold lets nothing through until Unhold.
+	Hold(ctx context.Context, slot network.Slot) error
+	Unhold(ctx context.Context, slot network.Slot) error
+	// SetRate bounds what goes up from the guest and down to it, in bits per second.
+	SetRate(ctx context.Context, slot network.Slot, up, down int64) error
+}
+
+// Runtime runs sandboxes and writes them down; what it runs outlives this process.
+type Runtime interface {
+	runtime.Driver
+	runtime.Checkpointer
+	runtime.Meter
 }
 
 // Config is what a Service needs.
 type Config struct {
-	// Dir holds the records, one file for each sandbox.
-	Dir string
+	// Dir holds the records, one file for each sandbox. MeterDir holds what they have used.
+	Dir, MeterDir string
 	// EnvdDir is a directory that holds the guest daemon as "envd" and nothing else.
-	EnvdDir string
-	Images  Images
-	Network Network
-	Runtime runtime.Driver
+	EnvdDir   string
+	Images    Images
+	Network   Network
+	Runtime   Runtime
+	Snapshots *snapshot.Store
 	// Max is the most that one sandbox may ask for on this machine.
-	Max Resources
-	Log *slog.Logger
+	Max   Resources
+	Admit Admission
+	// NetworkRate bounds what a sandbox sends and what it receives, each in bits per
+	// second; 0: nothing does.
+	NetworkRate int64
+	Log         *slog.Logger
+	// At, unless nil, is called at every fault point, by its name in Points. It is for
+	// tests, which end the process there.
+	At func(point string)
 }
 
-// Service owns the sandboxes of this host. It is safe for concurrent use. Close ends
-// all of them.
+// Service owns the sandboxes of this host. It is safe for concurrent use. It ends with
+// Close, which may leave the sandboxes to the next one.
 type Service struct {
 	cfg     Config
 	records records
 	changes *changes
+	room    *room
+	warm    *warmth
+	meter   *metering.Meter
 
 	// life ends when the Service is closed; what watches a sandbox ends with it.
 	life     context.Context
@@ -95,44 +134,79 @@ type Service struct {
 	entries map[string]*entry
 }
 
-// entry is a sandbox and what it holds. The guard for its state is Service.mu; what is
-// under "resources" is written by the create that owns the entry and read only while the
-// status says that it is there.
+// entry is a sandbox and what belongs to it. Its fields are guarded by Service.mu.
 type entry struct {
 	// telling is held while a change of the sandbox is made known, so that the record and
 	// the watchers hear of changes in their order. It is taken before Service.mu.
 	telling sync.Mutex
 
-	sandbox Sandbox
+	state
+	// former is the sandbox before the operation that works on it.
+	former Sandbox
 
-	// resources; held is whether any may still have to be given back
-	held  bool
-	slot  network.Slot
-	token string
-	guest *guestclient.Client
-
-	// settled is closed when the create or end that works on the entry is done with it.
-	// Whoever begins the next one puts a channel of its own here, and closes that one.
+	// settled is closed when the operation that works on the entry is done with it. Whoever
+	// begins the next one puts a channel of its own here, and closes that one.
 	settled chan struct{}
-	// cancel ends a create in flight, with a reason.
+	// cancel ends the operation that works on the entry, with a reason.
 	cancel context.CancelCauseFunc
 }
 
-// Open returns the Service of this host after it has removed everything that a process
-// of ours left behind when it was killed.
+// state is what an entry's record keeps. All but the sandbox's LastActiveAt is changed only
+// by the operation that works on the entry, so that one may read it without the lock.
+type state struct {
+	sandbox Sandbox
+	origin  origin
+	// snapshot is the one that it can be resumed from, and draft the one that a pause under
+	// way is writing; empty when there is none.
+	snapshot, draft string
+	// run is nil while there is nothing in the runtime or network that would be its.
+	run *run
+	// slot is the one of the latest run; that of a paused sandbox is parked.
+	slot network.Slot
+}
+
+// origin is what a sandbox is made of, and what bringing it back needs again.
+type origin struct {
+	Image       string            `json:"image"`     // host path
+	GuestDir    string            `json:"guest_dir"` // host path
+	Env         map[string]string `json:"env,omitempty"`
+	DefaultUser string            `json:"default_user,omitempty"`
+	// Token is what the guest expects on every request. Secret.
+	Token string `json:"token"`
+}
+
+// run is one life of a sandbox: from its boot or restore to its end or pause.
+type run struct {
+	id    string // as the runtime knows it
+	slot  network.Slot
+	guest *guestclient.Client
+	// leave gives back the room that the run takes on the machine.
+	leave func()
+}
+
+// Open returns the Service of this host. It takes over the sandboxes that run from an
+// earlier one, finishes what that one had begun, and removes what nobody needs.
 func Open(ctx context.Context, cfg Config) (*Service, error) {
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	if err := errors.Join(os.MkdirAll(cfg.Dir, 0o700), os.MkdirAll(cfg.MeterDir, 0o700)); err != nil {
 		return nil, err
 	}
 	life, end := context.WithCancel(context.Background())
 	s := &Service{
-		cfg: cfg, records: records{dir: cfg.Dir}, changes: newChanges(),
+		cfg: cfg, records: records{dir: cfg.Dir}, changes: newChanges(), room: newRoom(cfg.Admit),
 		life: life, end: end, entries: map[string]*entry{},
 	}
-	if err := s.removeLeftovers(ctx); err != nil {
+	s.warm = newWarmth(s)
+	var err error
+	if s.meter, err = metering.New(cfg.MeterDir, s.usage, cfg.Log); err != nil {
 		end()
-		return nil, fmt.Errorf("remove what an earlier run left: %w", err)
+		return nil, fmt.Errorf("open what sandboxes have used: %w", err)
 	}
+	if err := s.recover(ctx); err != nil {
+		end()
+		s.watchers.Wait()
+		return nil, fmt.Errorf("take over what an earlier run left: %w", err)
+	}
+	s.watchers.Go(func() { s.meter.Run(life) })
 	return s, nil
 }
 
@@ -188,7 +262,7 @@ func (s *Service) Guest(id string) (*guestclient.Client, error) {
 		return nil, err
 	}
 	e.sandbox.LastActiveAt = time.Now()
-	return e.guest, nil
+	return e.run.guest, nil
 }
 
 // idPattern is what ids look like: they become host names, file names and cgroups. They
@@ -196,18 +270,53 @@ func (s *Service) Guest(id string) (*guestclient.Client, error) {
 // for the id.
 var idPattern = regexp.MustCompile(`^sb[a-z0-9]{20}$`)
 
-// set changes an entry's sandbox under the lock, keeps its record, and tells watchers.
-func (s *Service) set(e *entry, change func(*Sandbox)) {
+// set changes an entry under the lock, keeps its record, and tells watchers.
+func (s *Service) set(e *entry, change func(*state)) {
 	e.telling.Lock()
 	defer e.telling.Unlock()
 	s.mu.Lock()
-	change(&e.sandbox)
-	now, slot, token := e.sandbox, e.slot, e.token
+	change(&e.state)
+	now := e.state
 	s.mu.Unlock()
-	if err := s.records.write(record{Sandbox: now, Slot: slot, Token: token}); err != nil {
+	if err := s.records.write(now.record(), atomicfile.Write); err != nil {
 		// The state in memory is right; only a crash from here on would miss it, and
 		// what it would leave is still found by the runtime's and the network's lists.
-		s.cfg.Log.Error("write record", "sandbox", now.ID, "error", err)
+		s.cfg.Log.Error("write record", "sandbox", now.sandbox.ID, "error", err)
 	}
-	s.changes.publish(now)
+	s.changes.publish(now.sandbox)
+}
+
+// keep is set for a change that decides what a loss of power leaves: nobody sees it before
+// its record has reached the disk. When that fails nothing has changed but, perhaps, the
+// record: the caller sets it again.
+func (s *Service) keep(e *entry, change func(*state)) error {
+	e.telling.Lock()
+	defer e.telling.Unlock()
+	s.mu.Lock()
+	next := e.state
+	s.mu.Unlock()
+	change(&next)
+	if err := s.records.write(next.record(), atomicfile.WriteDurable); err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	s.mu.Lock()
+	next.sandbox.LastActiveAt = e.sandbox.LastActiveAt
+	e.state = next
+	s.mu.Unlock()
+	s.changes.publish(next.sandbox)
+	return nil
+}
+
+// note lets only the record know of a change that is on its way, in case this process dies
+// before the change is made.
+func (s *Service) note(e *entry, change func(*state)) {
+	e.telling.Lock()
+	defer e.telling.Unlock()
+	s.mu.Lock()
+	next := e.state
+	s.mu.Unlock()
+	change(&next)
+	if err := s.records.write(next.record(), atomicfile.Write); err != nil {
+		s.cfg.Log.Error("write record", "sandbox", next.sandbox.ID, "error", err)
+	}
 }

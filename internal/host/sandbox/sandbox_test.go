@@ -109,7 +109,7 @@ func TestAFailureAtAnyStepLeavesNothing(t *testing.T) {
 			if taken := m.taken(); taken != nothingTaken {
 				t.Errorf("left: %s", taken)
 			}
-			if files, _ := os.ReadDir(dir); len(files) > 0 {
+			if files, _ := os.ReadDir(filepath.Join(dir, "sandboxes")); len(files) > 0 {
 				t.Errorf("left: %v", files)
 			}
 			m.setFailure(step, nil)
@@ -253,31 +253,6 @@ func TestADestroyThatFailsCanBeTriedAgain(t *testing.T) {
 	}
 }
 
-func TestOpenRemovesWhatAKilledProcessLeft(t *testing.T) {
-	m := newMachine()
-	dir := t.TempDir()
-	// A killed process is one whose Service is never closed.
-	killed := m.open(t, dir)
-	for i := range 3 {
-		if _, err := killed.Create(t.Context(), request(fmt.Sprintf("sbleft%016d", i))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(filepath.Join(dir, ".partial-1"), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	killed.end() // so that its watchers do not take part
-
-	m.open(t, dir)
-	if taken := m.taken(); taken != nothingTaken {
-		t.Errorf("left: %s", taken)
-	}
-	if files, _ := os.ReadDir(dir); len(files) > 0 {
-		t.Errorf("left: %v", files)
-	}
-	killed.entries = map[string]*entry{} // its process is gone
-}
-
 func TestWatchTellsEveryStateThatLasts(t *testing.T) {
 	m := newMachine()
 	s := m.open(t, t.TempDir())
@@ -329,7 +304,7 @@ func TestCloseEndsEverythingAndRefusesMore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.Close(t.Context()); err != nil {
+	if err := s.Close(t.Context(), StopKill); err != nil {
 		t.Fatal(err)
 	}
 	if taken := m.taken(); taken != nothingTaken {

@@ -13,35 +13,80 @@ type Status string
 const (
 	Starting Status = "starting"
 	Running  Status = "running"
+	Pausing  Status = "pausing"  // it is being written down; nobody can use it
+	Paused   Status = "paused"   // it is on the disk alone
+	Resuming Status = "resuming" // it is on its way from the disk
 	Stopping Status = "stopping"
 	Stopped  Status = "stopped" // ended; nothing of it is left
-	Failed   Status = "error"   // ended by a fault; nothing of it is left
+	// Failed has ended by a fault. Nothing of it is left but what it can be resumed from, if
+	// it was paused before.
+	Failed Status = "error"
 )
+
+var statuses = []Status{Starting, Running, Pausing, Paused, Resuming, Stopping, Stopped, Failed}
 
 // action is something that is done to a sandbox.
 type action string
 
 const (
-	actUse     action = "use"     // run commands, read and write files
-	actDestroy action = "destroy" // by request
-	actEnd     action = "end"     // it has ended by itself
+	actCreate   action = "create"   // make it
+	actUse      action = "use"      // run commands, read and write files
+	actPause    action = "pause"    // write it down and end its run
+	actResume   action = "resume"   // go on from what was written down
+	actSnapshot action = "snapshot" // write it down while it goes on, for others to be made from
+	actDestroy  action = "destroy"  // by request
+	actEnd      action = "end"      // it has ended by itself
 )
 
-// legal is the one table of what may be done in which state.
-var legal = map[action][]Status{
-	actUse:     {Running},
-	actDestroy: {Running, Stopped, Failed},
-	actEnd:     {Running},
+// transition is what an action is legal in, and what a sandbox is while the action is under
+// way. An empty During leaves it as it is.
+type transition struct {
+	from   []Status
+	during Status
+}
+
+// transitions is the one table of what may be done in which state. What is not here is
+// fault.InvalidState; but a destroy waits for, or cuts off, whatever is under way, since
+// nobody wants it to fail.
+var transitions = map[action]transition{
+	actUse:      {from: []Status{Running}},
+	actPause:    {from: []Status{Running}, during: Pausing},
+	actResume:   {from: []Status{Paused, Failed}, during: Resuming}, // Failed: when it was paused before
+	actSnapshot: {from: []Status{Running}},
+	actDestroy:  {from: []Status{Running, Paused, Stopped, Failed}, during: Stopping},
+	actEnd:      {from: []Status{Running}, during: Stopping},
+}
+
+// advice is what to do about a state in which something is not possible.
+var advice = map[Status]string{
+	Starting: "wait until it runs",
+	Pausing:  "wait until it is paused, and resume it",
+	Paused:   "resume it first",
+	Resuming: "wait until it runs",
 }
 
 // require returns fault.InvalidState when an action is not legal now. The caller holds
 // the lock that guards the sandbox's status.
 func require(sb Sandbox, act action) error {
-	if slices.Contains(legal[act], sb.Status) {
+	legal := slices.Contains(transitions[act].from, sb.Status)
+	if act == actResume && sb.Status == Failed && sb.PausedAt.IsZero() {
+		legal = false
+	}
+	if legal {
 		return nil
 	}
-	if sb.Reason != "" {
-		return fault.New(fault.InvalidState, "sandbox %s is %s (%s)", sb.ID, sb.Status, sb.Reason)
+	if act == actPause && sb.Status == Paused {
+		return fault.New(fault.InvalidState, "sandbox %s is paused already", sb.ID)
+	}
+	if act == actResume && sb.Status == Running {
+		return fault.New(fault.InvalidState, "sandbox %s is running; there is nothing to resume", sb.ID)
+	}
+	why := sb.Reason
+	if why == "" {
+		why = advice[sb.Status]
+	}
+	if why != "" {
+		return fault.New(fault.InvalidState, "sandbox %s is %s (%s)", sb.ID, sb.Status, why)
 	}
 	return fault.New(fault.InvalidState, "sandbox %s is %s", sb.ID, sb.Status)
 }

@@ -1,0 +1,205 @@
+package sandbox
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// Admission says how much may run on this machine at once. Zeroes bound nothing.
+type Admission struct {
+	// MemoryMB is the most that the memory of all that runs may add up to, in MiB. It is
+	// more than the machine has: few guests use all of theirs.
+	MemoryMB int
+	// MaxSandboxes is how many may run.
+	MaxSandboxes int
+	// ReserveMB is what must be left of the memory that the machine really has, in MiB.
+	ReserveMB int
+	// MemAvailable returns that memory, in bytes; nil: what the kernel says.
+	MemAvailable func() (uint64, error)
+}
+
+const (
+	// freshMemoryMB is what a sandbox takes at once when it boots, in MiB.
+	freshMemoryMB = 64
+	// roomPoll is how often somebody who waits for memory looks whether there is some: it
+	// comes back without anybody telling.
+	roomPoll = 100 * time.Millisecond
+
+	kib = 1 << 10
+	mib = 1 << 20
+)
+
+// demand is what a run is about to take.
+type demand struct {
+	memoryMB int // that it may use
+	nowMB    int // that it takes at once
+}
+
+// room is what the machine has for sandboxes. It is safe for concurrent use.
+type room struct {
+	cfg Admission
+
+	mu       sync.Mutex
+	memoryMB int
+	runs     int
+	queue    []*waiter // first come, first served
+}
+
+// waiter is one who waits for room.
+type waiter struct {
+	wake chan struct{} // holds a token when it is worth to look again
+}
+
+func newRoom(cfg Admission) *room {
+	if cfg.MemAvailable == nil {
+		cfg.MemAvailable = memAvailable
+	}
+	return &room{cfg: cfg}
+}
+
+// take takes room, for which it waits at most that long behind all who came before. The
+// error says what there is too little of. leave gives the room back, once.
+func (r *room) take(ctx context.Context, d demand, wait time.Duration) (leave func(), err error) {
+	w := &waiter{wake: make(chan struct{}, 1)}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.queue) > 0 {
+		err = fault.New(fault.HostUnavailable, "the host is full, and %d are waiting for room on it; delete or pause sandboxes, or wait longer", len(r.queue))
+	} else if err = r.fits(d); err == nil {
+		return r.occupy(d), nil
+	}
+	if wait <= 0 {
+		return nil, err
+	}
+	r.queue = append(r.queue, w)
+	defer func() {
+		first := r.queue[0] == w
+		r.queue = slices.DeleteFunc(r.queue, func(other *waiter) bool { return other == w })
+		if first {
+			r.wakeFirst()
+		}
+	}()
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	tick := time.NewTicker(roomPoll)
+	defer tick.Stop()
+	for {
+		if r.queue[0] == w {
+			if err = r.fits(d); err == nil {
+				return r.occupy(d), nil
+			}
+		}
+		r.mu.Unlock()
+		ended := false
+		select {
+		case <-w.wake:
+		case <-tick.C:
+		case <-timeout.C:
+			ended = true
+		case <-ctx.Done():
+			err, ended = context.Cause(ctx), true
+		}
+		r.mu.Lock()
+		if ended {
+			return nil, err
+		}
+	}
+}
+
+// occupy counts a run in. The caller holds r.mu.
+func (r *room) occupy(d demand) (leave func()) {
+	r.memoryMB += d.memoryMB
+	r.runs++
+	return sync.OnceFunc(func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.memoryMB -= d.memoryMB
+		r.runs--
+		r.wakeFirst()
+	})
+}
+
+// force takes room for what runs already, whether there is any or not.
+func (r *room) force(d demand) (leave func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.occupy(d)
+}
+
+// wakeFirst lets the first in the queue look again. The caller holds r.mu.
+func (r *room) wakeFirst() {
+	if len(r.queue) > 0 {
+		select {
+		case r.queue[0].wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// fits says why there is no room; the caller holds r.mu.
+func (r *room) fits(d demand) error {
+	switch most := r.cfg; {
+	case most.MaxSandboxes > 0 && r.runs >= most.MaxSandboxes:
+		return fault.New(fault.HostUnavailable, "the host is full: %d sandboxes run on it, and it allows no more (--max-sandboxes); delete or pause one", r.runs)
+	case most.MemoryMB > 0 && r.memoryMB+d.memoryMB > most.MemoryMB:
+		return fault.New(fault.HostUnavailable,
+			"the host is full: its sandboxes may use %d MiB of memory together, the most is %d and this one needs %d (--memory-overcommit); delete or pause some",
+			r.memoryMB, most.MemoryMB, d.memoryMB)
+	}
+	if r.cfg.ReserveMB == 0 {
+		return nil
+	}
+	available, err := r.cfg.MemAvailable()
+	if err != nil {
+		return fmt.Errorf("read the machine's free memory: %w", err)
+	}
+	if free := int(available / mib); free-d.nowMB < r.cfg.ReserveMB {
+		return fault.New(fault.HostUnavailable,
+			"the host has %d MiB of memory left, this needs %d at once and %d stay free; delete or pause sandboxes", free, d.nowMB, r.cfg.ReserveMB)
+	}
+	return nil
+}
+
+// memAvailable is the memory that the machine could give to programs now, in bytes.
+func memAvailable() (uint64, error) {
+	const path = "/proc/meminfo"
+	file, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close()
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		if value, ok := strings.CutPrefix(lines.Text(), "MemAvailable:"); ok {
+			n, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
+			return n * kib, err
+		}
+	}
+	return 0, fmt.Errorf("%s does not say what is available", path)
+}
+
+// minFreeDisk is what the host's disk must have left for another sandbox, in bytes: its
+// guests and its own database write to it, and a full one hurts all of them.
+const minFreeDisk = 256 << 20
+
+// checkDisk refuses creates while the disk is nearly full.
+func (s *Service) checkDisk() error {
+	var disk unix.Statfs_t
+	if err := unix.Statfs(s.cfg.Dir, &disk); err != nil {
+		return fmt.Errorf("read the room on the disk: %w", err)
+	}
+	if free := disk.Bavail * uint64(disk.Bsize); free < minFreeDisk {
+		return fault.New(fault.NoSpace, "the host's disk has %d MiB left, and another sandbox needs %d; delete sandboxes or make room on it", free>>20, minFreeDisk>>20)
+	}
+	return nil
+}

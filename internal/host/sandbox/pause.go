@@ -1,0 +1,201 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/internal/host/snapshot"
+)
+
+// pauseTimeout bounds how long a sandbox may take to be written down: what a slow disk needs
+// for the memory and the files of a large one.
+const pauseTimeout = 10 * time.Minute
+
+// errPaused is what the streams of a sandbox end with that is paused.
+var errPaused = fault.New(fault.InvalidState, "the sandbox was paused; resume it to go on")
+
+// pausing is a pause under way.
+type pausing struct {
+	operation
+	e        *entry
+	id       string // of the new snapshot
+	draft    *snapshot.Draft
+	began    time.Time // when the sandbox stopped
+	snapshot snapshot.Snapshot
+}
+
+// pausePhases are the steps of a pause, in order. Up to the last of them all is undone when
+// something fails, and the sandbox runs on; after it the sandbox is paused, and what it held
+// is given back.
+var pausePhases = []phase[*pausing]{
+	{"record", "note what is to be written", (*pausing).note},
+	{"prepare", "bring the guest to rest", (*pausing).prepare},
+	{"hold", "hold its network", (*pausing).hold},
+	{"checkpoint", "write its memory and files", (*pausing).checkpoint},
+	{"commit", "make the snapshot safe", (*pausing).commit},
+	{"save", "note that it is paused", (*pausing).save},
+}
+
+// Pause writes a sandbox down and ends its run. It answers when what was written is safe.
+// When it fails the sandbox runs on. It goes through even when the caller goes away.
+func (s *Service) Pause(ctx context.Context, id string) (Sandbox, error) {
+	e, ctx, done, err := s.claim(context.WithoutCancel(ctx), id, actPause)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, pauseTimeout)
+	p := &pausing{operation: operation{s: s, name: "pause"}, e: e, id: "pa" + randomName()}
+	if err := carryOut(ctx, &p.operation, p, pausePhases); err != nil {
+		defer done()
+		defer cancel()
+		return Sandbox{}, p.goOn(ctx, fmt.Errorf("pause sandbox: %w", err))
+	}
+	paused := e.sandbox
+	// The answer does not wait for what only this host needs to know; a resume does.
+	s.watchers.Go(func() {
+		defer done()
+		defer cancel()
+		p.clear(ctx)
+	})
+	return paused, nil
+}
+
+// note writes down first which snapshot will be the one, should the process die from here on.
+func (p *pausing) note(context.Context) error {
+	return p.s.keep(p.e, func(st *state) { st.draft = p.id })
+}
+
+func (p *pausing) prepare(ctx context.Context) error {
+	e := p.e
+	// It may rest although it did not answer.
+	p.onFailure(func(ctx context.Context) error {
+		return e.run.guest.Init(ctx, identity(e.sandbox, e.origin, e.run))
+	})
+	return e.run.guest.Prepare(ctx, false)
+}
+
+// hold keeps everything from and to the guest, so that nothing is acknowledged that the
+// snapshot lacks, and nobody hears of the end of what goes on later.
+func (p *pausing) hold(ctx context.Context) error {
+	network, slot := p.s.cfg.Network, p.e.run.slot
+	p.onFailure(func(ctx context.Context) error { return network.Unhold(ctx, slot) })
+	return network.Hold(ctx, slot)
+}
+
+func (p *pausing) checkpoint(ctx context.Context) error {
+	return p.operation.freeze(ctx, p.e, p.id, func(d *snapshot.Draft) { p.draft, p.began = d, time.Now() })
+}
+
+// freeze writes a sandbox to a new draft and leaves it frozen; undoing it lets it go on.
+func (op *operation) freeze(ctx context.Context, e *entry, id string, begin func(*snapshot.Draft)) error {
+	s := op.s
+	draft, err := s.cfg.Snapshots.Draft(ctx, id, s.expectedBytes(ctx, e))
+	if err != nil {
+		return err
+	}
+	op.onFailure(func(context.Context) error {
+		if err := draft.Abort(); err != nil {
+			// The next start removes it; the sandbox must not suffer from it.
+			s.cfg.Log.Error("remove a snapshot's draft", "snapshot", id, "error", err)
+		}
+		return nil
+	})
+	// Also after a failure, for which it is no error: should the runtime not have kept its
+	// promise, the sandbox would stand still for ever.
+	op.onFailure(func(ctx context.Context) error { return s.cfg.Runtime.Thaw(ctx, e.run.id) })
+	begin(draft)
+	return s.cfg.Runtime.Checkpoint(ctx, e.run.id, draft.Dir())
+}
+
+// expectedBytes is about how large a snapshot will be; 0 when nobody knows.
+func (s *Service) expectedBytes(ctx context.Context, e *entry) int64 {
+	usage, err := s.cfg.Runtime.Usage(ctx, e.run.id)
+	if err != nil {
+		return 0
+	}
+	return int64(usage.MemoryBytes + usage.DiskBytes)
+}
+
+func (p *pausing) commit(ctx context.Context) error {
+	var err error
+	p.snapshot, err = p.draft.Commit(ctx, p.s.manifest(p.e, snapshot.Pause, time.Since(p.began)))
+	if err != nil {
+		return err
+	}
+	p.onFailure(func(context.Context) error { return p.s.removeSnapshot(p.id) })
+	return nil
+}
+
+// manifest describes a snapshot of a sandbox.
+func (s *Service) manifest(e *entry, kind snapshot.Kind, stopped time.Duration) snapshot.Manifest {
+	sb, o := e.sandbox, e.origin
+	return snapshot.Manifest{
+		Kind: kind, SandboxID: sb.ID, Template: sb.Template, Resources: snapshot.Resources(sb.Resources),
+		Runtime: sb.Runtime, Image: o.Image, GuestDir: o.GuestDir, Env: o.Env, DefaultUser: o.DefaultUser, Token: o.Token,
+		CreatedAt: time.Now(), Stopped: stopped,
+	}
+}
+
+// save makes the pause a fact. From here on the sandbox is paused, whatever happens.
+func (p *pausing) save(context.Context) error {
+	former := p.e.snapshot
+	err := p.s.keep(p.e, func(st *state) {
+		st.sandbox.Status, st.sandbox.Reason = Paused, ""
+		st.sandbox.PausedAt, st.sandbox.SnapshotBytes = p.snapshot.CreatedAt, p.snapshot.Bytes
+		// The former snapshot goes when this is safe; until then it has the draft's place, so
+		// that a process that dies meanwhile is followed by one that knows of it.
+		st.snapshot, st.draft = p.id, former
+	})
+	return err
+}
+
+// clear gives back what a paused sandbox held, and removes the former snapshot.
+func (p *pausing) clear(ctx context.Context) {
+	s, e := p.s, p.e
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	if err := s.endRun(ctx, e, "pause", parkSlot, errPaused); err != nil {
+		// What is left of the run is ended before the next one; see resume.
+		s.cfg.Log.Error("give back what a paused sandbox held", "sandbox", e.sandbox.ID, "error", err)
+	}
+	if err := s.removeSnapshot(e.draft); err != nil {
+		s.cfg.Log.Error("remove a sandbox's former snapshot", "sandbox", e.sandbox.ID, "snapshot", e.draft, "error", err)
+	}
+	s.set(e, func(st *state) { st.draft = "" })
+	p.at("cleared")
+	p.log(e.sandbox.ID, "bytes", p.snapshot.Bytes)
+}
+
+// goOn brings a sandbox back whose pause has failed.
+func (p *pausing) goOn(ctx context.Context, err error) error {
+	s, e := p.s, p.e
+	undoErr := p.rollBack(ctx)
+	if undoErr == nil {
+		p.at("undone")
+		s.set(e, func(st *state) { st.sandbox, st.draft = resumed(e, st.sandbox), "" })
+		return err
+	}
+	s.cfg.Log.Error("undo pause", "sandbox", e.sandbox.ID, "error", undoErr)
+	s.fail(e, "its pause failed, and it did not come back from that")
+	return errors.Join(err, undoErr)
+}
+
+// resumed is a sandbox in the state that it was in before the operation under way.
+func resumed(e *entry, sb Sandbox) Sandbox {
+	sb.Status, sb.Reason = e.former.Status, e.former.Reason
+	return sb
+}
+
+// removeSnapshot removes a snapshot if it is there; that of an empty id is not.
+func (s *Service) removeSnapshot(id string) error {
+	if id == "" {
+		return nil
+	}
+	if err := s.cfg.Snapshots.Remove(id); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	return nil
+}
