@@ -42,8 +42,8 @@ func TestConnectionsAreForgotten(t *testing.T) {
 		"by filter": func(guest netip.Addr) error {
 			return errors.Join(forgetMatching(guest, nl.CTA_IP_V4_SRC, filterSource), forgetMatching(guest, nl.CTA_IP_V4_DST, filterDestination))
 		},
-		"one by one":  forgetOneByOne,
-		"as released": forgetConnections,
+		"one by one":  func(guest netip.Addr) error { return forgetOneByOne(guest) },
+		"as released": func(guest netip.Addr) error { return forgetConnections(guest) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := open(t, newConfig(t))

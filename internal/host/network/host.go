@@ -85,13 +85,15 @@ func surveyHost(prefix netip.Prefix) (mtu int, taken []netip.Prefix, err error) 
 	return mtu, taken, nil
 }
 
+// dumpAttempts is how often a listing is begun again that the kernel changed under way.
+const dumpAttempts = 10
+
 // untilWhole repeats a listing that the kernel changed under way, a few times: on a busy
 // host it may never come out whole, and then the last one has to do.
 func untilWhole[T any](list func() ([]T, error)) ([]T, error) {
-	const attempts = 10
 	var items []T
 	var err error
-	for range attempts {
+	for range dumpAttempts {
 		if items, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return items, err
 		}

@@ -84,12 +84,13 @@ func (m *maker) serveDNS(ctx context.Context, slot Slot) (*dnsforward.Server, er
 	return server, nil
 }
 
-// takeDown removes what build has made, and leaves the slot to the firewall as state says.
+// takeDown removes what build has made, and leaves the slot to the firewall as state says;
+// unless that is parked, the guest's connections are forgotten.
 func (m *maker) takeDown(index int, state standing) error {
 	if server := m.holdings.take(index); server != nil {
 		server.Close()
 	}
-	if err := m.removals.dismantle(index); err != nil {
+	if err := m.removals.dismantle(index, state == absent); err != nil {
 		return err
 	}
 	if err := m.firewall.put(m.plan.slot(index), state); err != nil {
@@ -104,13 +105,16 @@ func (m *maker) release(index int) error {
 	if err := m.takeDown(index, absent); err != nil {
 		return err
 	}
-	m.forget(index)
 	return m.leases.drop(index)
 }
 
-// forget drops the connections of a slot's guest.
-func (m *maker) forget(index int) {
-	if err := forgetConnections(m.plan.slot(index).Guest.Addr()); err != nil {
-		m.log.Warn("cannot drop the connections of a guest that is gone", "slot", index, "error", err)
+// forget drops the connections of these slots' guests.
+func (m *maker) forget(indexes ...int) {
+	var guests []netip.Addr
+	for _, index := range indexes {
+		guests = append(guests, m.plan.slot(index).Guest.Addr())
+	}
+	if err := forgetConnections(guests...); err != nil {
+		m.log.Warn("cannot drop the connections of guests that are gone", "slots", indexes, "error", err)
 	}
 }

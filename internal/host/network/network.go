@@ -178,7 +178,7 @@ func Open(ctx context.Context, c Config) (*Network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("instance %q: %w", c.Instance, err)
 	}
-	n.removals.group = uint32(number)
+	n.removals.group, n.removals.forget = uint32(number), n.forget
 	n.cursor.Store(uint32(number % uint64(n.plan.capacity())))
 	return n, nil
 }

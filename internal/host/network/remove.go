@@ -13,11 +13,13 @@ import (
 // removals takes slots down that are no longer used, those of several callers in one go:
 // the kernel takes tens of milliseconds to delete a link, under a lock that every other
 // change of links needs, and hardly longer to delete many at once. The zero value with a
-// group is ready to use.
+// group and forget is ready to use.
 type removals struct {
 	// group is the number of the link group that links are put into to be deleted. It is
 	// the instance's own, and no default.
 	group uint32
+	// forget drops the connections of the guests of these indexes.
+	forget func(indexes ...int)
 
 	mu      sync.Mutex
 	waiting []removal
@@ -26,13 +28,15 @@ type removals struct {
 
 // removal is a slot to be taken down and where to tell the outcome.
 type removal struct {
-	index int
-	done  chan error
+	index  int
+	forget bool // its guest's connections too
+	done   chan error
 }
 
-// dismantle removes the link and the namespace of an index, as far as they exist.
-func (r *removals) dismantle(index int) error {
-	this := removal{index: index, done: make(chan error, 1)}
+// dismantle removes the link and the namespace of an index, as far as they exist, and if
+// asked what the kernel remembers of its guest's connections.
+func (r *removals) dismantle(index int, forget bool) error {
+	this := removal{index: index, forget: forget, done: make(chan error, 1)}
 	r.mu.Lock()
 	r.waiting = append(r.waiting, this)
 	begin := !r.running
@@ -55,18 +59,28 @@ func (r *removals) run() {
 		if len(batch) == 0 {
 			return
 		}
-		names := make([]string, len(batch))
-		for i, one := range batch {
-			names[i] = linkName(one.index)
+		var names []string
+		var forget []int
+		for _, one := range batch {
+			names = append(names, linkName(one.index))
+			if one.forget {
+				forget = append(forget, one.index)
+			}
 		}
 		err := r.removeLinks(names)
-		for _, one := range batch {
+		results := make([]error, len(batch))
+		for i, one := range batch {
 			if err != nil {
 				// One link's failure is not another's.
-				one.done <- dismantle(one.index)
-				continue
+				results[i] = dismantle(one.index)
+			} else {
+				results[i] = removeNamespace(namespacePath(one.index))
 			}
-			one.done <- removeNamespace(namespacePath(one.index))
+		}
+		// Without its link a guest can open no more.
+		r.forget(forget...)
+		for i, one := range batch {
+			one.done <- results[i]
 		}
 	}
 }
