@@ -48,7 +48,8 @@ func startControl(ctx context.Context, o upOptions, hostSocket string, log *slog
 	}
 	c.sandboxes = sandbox.New(sandbox.Config{
 		Store: c.db.Sandboxes(), Clocks: c.db.Sandboxes(), SnapshotStore: c.db.Snapshots(),
-		Host: c.host.Lifecycle, Snapshots: c.host.Snapshots, Processes: c.host.Processes, Files: c.host.Files, Log: log,
+		Host: c.host.Lifecycle, Snapshots: c.host.Snapshots, Processes: c.host.Processes, Files: c.host.Files,
+		Warm: o.control.warm, Log: log,
 	})
 	c.api, err = httpapi.New(httpapi.Config{
 		Sandboxes: c.sandboxes, States: c.sandboxes, Snapshots: c.sandboxes.Snapshots(),

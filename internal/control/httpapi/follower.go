@@ -82,7 +82,11 @@ func (f *follower) readEvents(ctx context.Context, out *outbox) {
 		if err != nil {
 			// Once the client has gone the session is closed by us, which is no loss.
 			if ctx.Err() == nil {
-				f.log.WarnContext(ctx, "lost a process that a client follows", "error", err)
+				level := slog.LevelWarn
+				if errors.Is(err, sandbox.ErrPaused) {
+					level = slog.LevelDebug // it was to be
+				}
+				f.log.Log(ctx, level, "lost a process that a client follows", "error", err)
 				out.put(item{err: err})
 			}
 			return
