@@ -44,8 +44,7 @@ func echo(t testing.TB, listener net.Listener) netip.AddrPort {
 	return netip.MustParseAddrPort(listener.Addr().String())
 }
 
-// connect returns conn once an echo has come back over it. What is lost is sent again
-// soon, as far as the kernel can be told so.
+// connect returns conn once an echo has come back over it.
 func connect(t testing.TB, name string, conn net.Conn, err error) talk {
 	t.Helper()
 	if err != nil {
