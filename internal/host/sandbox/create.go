@@ -76,10 +76,11 @@ func (s *Service) newCreation(name string, req CreateRequest) (*creation, error)
 		operation: operation{s: s, name: name}, id: req.ID, hostname: req.ID, resources: req.Resources, run: &run{id: req.ID},
 		origin: origin{GuestDir: s.cfg.EnvdDir, Env: req.Env, DefaultUser: req.DefaultUser},
 	}
-	if err := c.findSource(req); err != nil {
+	template, err := c.findSource(req)
+	if err != nil {
 		return nil, err
 	}
-	if err := c.makeEntry(req.Template); err != nil {
+	if err := c.makeEntry(template); err != nil {
 		return nil, err
 	}
 	return c, s.checkDisk()
@@ -102,29 +103,32 @@ func (c *creation) makeEntry(template string) error {
 	return nil
 }
 
-// findSource finds what the sandbox is to be made of.
-func (c *creation) findSource(req CreateRequest) error {
+// findSource finds what the sandbox is to be made of, and the name of its template.
+func (c *creation) findSource(req CreateRequest) (template string, err error) {
 	s := c.s
 	if req.Snapshot != "" {
 		snap, err := s.Snapshots().get(req.Snapshot)
 		if err != nil {
-			return err
+			return "", err
 		}
-		return c.from(snap)
+		if template = req.Template; template == "" {
+			template = snap.Template
+		}
+		return template, c.from(snap)
 	}
 	if err := s.checkResources(req.Resources); err != nil {
-		return err
+		return "", err
 	}
 	im, err := s.cfg.Images.Lookup(req.Template)
 	if err != nil {
-		return err
+		return "", err
 	}
 	c.origin.Image = im.Path
 	if c.origin.DefaultUser == "" {
 		c.origin.DefaultUser = im.DefaultUser
 	}
 	c.need = demand{memoryMB: c.resources.MemoryMB, nowMB: freshMemoryMB}
-	return nil
+	return req.Template, nil
 }
 
 // from takes what a snapshot says over.

@@ -30,6 +30,9 @@ const (
 	defaultOpenFiles = 65_536
 )
 
+// guestOOMScore is where the kernel begins with sandboxes when memory runs out.
+var guestOOMScore = 0
+
 // capabilities are what a root user inside needs for package managers, sudo, su, mount,
 // unshare and strace to work. They are gVisor's, not the host kernel's.
 var capabilities = []string{
@@ -89,6 +92,9 @@ func (d *Driver) ociSpec(spec runtime.Spec, root, image string) *specs.Spec {
 			Args: spec.Args,
 			Env:  spec.Env,
 			Cwd:  "/",
+			// What the agent protects itself with must not pass on to its sandboxes: the
+			// kernel would have nothing to end but other people's programs.
+			OOMScoreAdj: &guestOOMScore,
 			Capabilities: &specs.LinuxCapabilities{
 				Bounding: capabilities, Effective: capabilities, Permitted: capabilities,
 			},
