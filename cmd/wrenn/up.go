@@ -171,8 +171,11 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 // announce keeps the credentials and tells the person where Wrenn is.
 func announce(o upOptions, p profile.Profile, stdout io.Writer, log *slog.Logger) error {
 	path := credentialsPath(o.dataDir)
-	if err := profile.Write(path, p); err != nil {
-		return err
+	// What is there is not written again: a start must work on a full disk, too.
+	if kept, err := profile.Read(path); err != nil || kept != p {
+		if err := profile.Write(path, p); err != nil {
+			return err
+		}
 	}
 	if err := writeProfile(p); err != nil {
 		log.Warn("the client profile was not written; the other commands need WRENN_BASE_URL and WRENN_API_KEY", "error", err)

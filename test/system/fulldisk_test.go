@@ -35,9 +35,14 @@ func TestFullDataDisk(t *testing.T) {
 		t.Fatalf("deleting the sandbox that filled the disk: %d %s", a.status, a.body)
 	}
 
-	fill(t, newSandbox(t, p, greedy), dir)
+	filler := newSandbox(t, p, greedy)
+	fill(t, filler, dir)
 	p.kill()
-	again := ownProgram(t, dir)
+	// On the full disk the next one starts, and makes room when it is asked to.
+	again := ownProgram(t, dir, "--listen", strings.TrimPrefix(p.url, "http://"))
+	if a := again.call(t, http.MethodDelete, filler.path(""), nil); a.status != http.StatusNoContent {
+		t.Fatalf("deleting the sandbox that fills the disk: %d %s", a.status, a.body)
+	}
 	newSandbox(t, again, object{"disk_size_mb": 64}).sh(t, "echo fine")
 }
 

@@ -6,6 +6,7 @@ package system_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,8 +52,8 @@ type program struct {
 }
 
 // launch starts the program over dir, which may have been used before, and returns when
-// it is ready.
-func launch(t testing.TB, dir string) (*program, error) {
+// it is ready. Unless flags say otherwise its sandboxes end with it.
+func launch(t testing.TB, dir string, flags ...string) (*program, error) {
 	p := &program{
 		dataDir: filepath.Join(dir, "data"),
 		home:    filepath.Join(dir, "home"),
@@ -68,12 +69,12 @@ func launch(t testing.TB, dir string) (*program, error) {
 		return nil, err
 	}
 	defer log.Close()
-	p.cmd = exec.Command(p.bin, "up", "--listen", "127.0.0.1:0", "--data-dir", p.dataDir, "--image-dir", testenv.Images(t))
+	args := []string{"up", "--listen", "127.0.0.1:0", "--data-dir", p.dataDir, "--image-dir", testenv.Images(t), "--on-stop", "kill"}
+	p.cmd = exec.Command(p.bin, append(args, flags...)...)
 	p.cmd.Env = append(os.Environ(), "HOME="+p.home, "XDG_CONFIG_HOME=")
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	// In a group of its own, so that Ctrl-C at the test is for the test, which stops it.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	began := time.Now()
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -81,7 +82,7 @@ func launch(t testing.TB, dir string) (*program, error) {
 		p.exitErr = p.cmd.Wait()
 		close(p.exited)
 	}()
-	if err := p.awaitReady(began); err != nil {
+	if err := p.awaitReady(); err != nil {
 		_ = p.cmd.Process.Kill()
 		<-p.exited
 		return nil, fmt.Errorf("%w; its log:\n%s", err, p.log())
@@ -89,14 +90,9 @@ func launch(t testing.TB, dir string) (*program, error) {
 	return p, nil
 }
 
-func (p *program) awaitReady(began time.Time) error {
-	credentials := filepath.Join(p.dataDir, "credentials.json")
+func (p *program) awaitReady() error {
 	ready := func() bool {
-		info, err := os.Stat(credentials)
-		if err != nil || info.ModTime().Before(began) {
-			return false // of an earlier start
-		}
-		text, err := os.ReadFile(credentials)
+		text, err := os.ReadFile(filepath.Join(p.dataDir, "credentials.json"))
 		if err != nil {
 			return false
 		}
@@ -108,15 +104,17 @@ func (p *program) awaitReady(began time.Time) error {
 			return false
 		}
 		p.url, p.key = c.URL, c.Key
-		resp, err := http.Get(p.url + "/readyz")
-		if err != nil {
-			return false
+		// The file may be of an earlier start, whose address nobody has now, or a stranger.
+		for _, path := range []string{"/v1/sandboxes", "/readyz"} {
+			ctx, cancel := context.WithTimeout(context.Background(), settleLimit)
+			a, err := p.try(ctx, http.MethodGet, path, nil)
+			cancel()
+			if err != nil || a.status != http.StatusOK {
+				return false
+			}
 		}
-		defer resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
+		return true
 	}
-	const grain = 10 * time.Millisecond // of the times that a file system keeps
-	began = began.Add(-grain)
 	deadline := time.After(startLimit)
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()

@@ -298,13 +298,13 @@ func requireClean(t *testing.T, o *observer, kinds []kind) {
 // program is known to keep.
 func requireOnlyKnownFiles(t *testing.T, dataDir string) {
 	t.Helper()
-	known := []string{"credentials.json", "instance", "lock", "overlays", "sandboxes"}
+	known := []string{"credentials.json", "instance", "lock", "overlays", "sandboxes", "snapshots", "metrics"}
 	err := filepath.WalkDir(dataDir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
 		name, _ := filepath.Rel(dataDir, path)
-		ok := name == "." || slices.Contains(known, name) || strings.HasPrefix(name, "guest") || strings.HasPrefix(name, "wrenn.db")
+		ok := name == "." || slices.Contains(known, name) || strings.HasPrefix(name, "guest") || strings.HasPrefix(name, "runtimes") || strings.HasPrefix(name, "wrenn.db")
 		if !ok {
 			t.Errorf("the data directory has %s", name)
 		}
