@@ -17,6 +17,9 @@ const (
 	// sentryMemoryMB is what the sentry, its gofer and its stubs need on top of the
 	// guest's memory, in MiB. They share the guest's cgroup.
 	sentryMemoryMB = 64
+	// restoredMemoryMB is what a restored sentry may need more than one that booted: a
+	// guest that filled its memory must be able to come back.
+	restoredMemoryMB = 32
 
 	// A guest task costs about 2.1 host tasks on top of some 50 idle ones. When the
 	// host's limit is reached the whole sandbox dies, so the limit leaves a margin
@@ -116,7 +119,7 @@ func (d *Driver) ociSpec(spec runtime.Spec, root, image string) *specs.Spec {
 				{Type: specs.MountNamespace},
 			},
 			CgroupsPath: d.cgroups.path(spec.ID),
-			Resources:   ociResources(spec.Limits),
+			Resources:   ociResources(spec.Limits, sentryMemoryMB),
 		},
 	}
 }
@@ -136,8 +139,9 @@ func ociMounts(spec runtime.Spec) []specs.Mount {
 	return mounts
 }
 
-func ociResources(l runtime.Limits) *specs.LinuxResources {
-	memory := int64(l.MemoryMB+sentryMemoryMB) * mib
+// ociResources are the limits of a sandbox whose sentry may take so much memory.
+func ociResources(l runtime.Limits, sentryMB int) *specs.LinuxResources {
+	memory := int64(l.MemoryMB+sentryMB) * mib
 	tasks := int64(l.Processes*hostTasksPerGuestTask + hostTasksIdle)
 	quota := int64(l.VCPUs) * cpuPeriodMicros
 	period := uint64(cpuPeriodMicros)

@@ -14,36 +14,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// cgroupRoot is where the machine's cgroups are.
 const cgroupRoot = "/sys/fs/cgroup"
 
 // cgroups is the place of our sandboxes in the machine's cgroup hierarchies: one under
 // cgroup v2, one for each controller under v1. runsc makes and fills the cgroups; this
 // reads them, and removes what runsc could not.
 type cgroups struct {
+	root   string
 	parent string
 	// hierarchies are the mount points that hold parent.
 	hierarchies []string
 	v2          bool
 }
 
-func findCgroups(parent string) (cgroups, error) {
-	c := cgroups{parent: parent}
-	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
-		c.hierarchies, c.v2 = []string{cgroupRoot}, true
+func findCgroups(root, parent string) (cgroups, error) {
+	c := cgroups{root: root, parent: parent}
+	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err == nil {
+		c.hierarchies, c.v2 = []string{root}, true
 		return c, nil
 	}
 	for _, needed := range []string{"memory", "cpu", "cpuacct", "pids"} {
-		if _, err := os.Stat(filepath.Join(cgroupRoot, needed)); err != nil {
-			return c, fmt.Errorf("cgroup controller %q is not mounted under %s; sandboxes cannot be limited without it", needed, cgroupRoot)
+		if _, err := os.Stat(filepath.Join(root, needed)); err != nil {
+			return c, fmt.Errorf("cgroup controller %q is not mounted under %s; sandboxes cannot be limited without it", needed, root)
 		}
 	}
-	entries, err := os.ReadDir(cgroupRoot)
+	entries, err := os.ReadDir(root)
 	if err != nil {
 		return c, err
 	}
 	for _, e := range entries {
 		if e.IsDir() {
-			c.hierarchies = append(c.hierarchies, filepath.Join(cgroupRoot, e.Name()))
+			c.hierarchies = append(c.hierarchies, filepath.Join(root, e.Name()))
 		}
 	}
 	return c, nil
@@ -157,7 +159,7 @@ func (c cgroups) happened(controller, id, file, counter string) bool {
 // counters returns counters from one of the sandbox's files, which has a name and a
 // number in each line; 0 for one that is not there.
 func (c cgroups) counters(controller, id, file string, names ...string) ([]uint64, error) {
-	data, err := os.ReadFile(filepath.Join(cgroupRoot, controller, c.parent, id, file))
+	data, err := os.ReadFile(filepath.Join(c.root, controller, c.parent, id, file))
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +177,7 @@ func (c cgroups) counters(controller, id, file string, names ...string) ([]uint6
 
 // number returns the number that one of the sandbox's files consists of.
 func (c cgroups) number(controller, id, file string) (uint64, error) {
-	data, err := os.ReadFile(filepath.Join(cgroupRoot, controller, c.parent, id, file))
+	data, err := os.ReadFile(filepath.Join(c.root, controller, c.parent, id, file))
 	if err != nil {
 		return 0, err
 	}

@@ -74,7 +74,7 @@ func New(cfg Config) (*Driver, error) {
 	if d.current, err = d.programs.keep(cfg.Binary); err != nil {
 		return nil, fmt.Errorf("keep a copy of runsc: %w", err)
 	}
-	if d.cgroups, err = findCgroups(cfg.CgroupParent); err != nil {
+	if d.cgroups, err = findCgroups(cgroupRoot, cfg.CgroupParent); err != nil {
 		return nil, err
 	}
 	if err := allowManyTasks(); err != nil {

@@ -172,6 +172,30 @@ func TestCheckpointWantsItsImage(t *testing.T) {
 	}
 }
 
+// What is under /run is gone after a restart of the machine.
+func TestCheckpointOutlivesTheRunDirectory(t *testing.T) {
+	p := newPlace(t)
+	slot := p.slot(t)
+	spec := p.sleeper(t, "reboot", slot)
+	if err := p.driver.Start(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	spec.Checkpoint = t.TempDir()
+	if err := p.driver.Checkpoint(t.Context(), spec.ID, spec.Checkpoint); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.driver.Destroy(t.Context(), spec.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.driver.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p.renew(t, slot.Namespace)
+	if err := p.another(t).Start(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestCheckpointOfADyingSentryFails(t *testing.T) {
 	p := newPlace(t)
 	for _, after := range []int{0, 2, 5, 10, 20} {

@@ -94,7 +94,7 @@ func (d *Driver) writeRestoreBundle(spec runtime.Spec) error {
 	config.Hostname = spec.Hostname
 	config.Root = &specs.Root{Path: root}
 	config.Linux.CgroupsPath = d.cgroups.path(spec.ID)
-	config.Linux.Resources = ociResources(spec.Limits)
+	config.Linux.Resources = ociResources(spec.Limits, sentryMemoryMB+restoredMemoryMB)
 	for i, ns := range config.Linux.Namespaces {
 		if ns.Type == specs.NetworkNamespace {
 			config.Linux.Namespaces[i].Path = spec.Namespace

@@ -127,6 +127,19 @@ func nothingIsLostInTwentyRestores(t *testing.T, env Env) {
 	}
 }
 
+// fullSecret is almost all that a guest can have in its memory, in bytes.
+const fullSecret = (memoryMB - 24) << 20
+
+// Who saves and who restores need memory too, at the same limit.
+func fullMemoryIsRestored(t *testing.T, env Env) {
+	g := env.start(t, "conformbrim")
+	before := g.bringWitness(t, fullSecret).says(t, "prove")
+	for range 2 {
+		g = env.renew(t, g, env.checkpoint(t, g.id))
+		env.goesOn(t, g, before)
+	}
+}
+
 // beginShell starts a shell on a terminal that nobody listens to.
 func (g guest) beginShell(t *testing.T, shell guestclient.Selector) {
 	t.Helper()

@@ -191,6 +191,32 @@ func (env Env) failsToStart(t *testing.T, what, dir string, before func(context.
 	return err
 }
 
+func cancelledRestoreLeavesNothing(t *testing.T, env Env) {
+	g := env.start(t, "conformkeeps")
+	g.bringWitness(t, smallSecret)
+	dir := env.checkpoint(t, g.id)
+	if err := env.Driver.Thaw(t.Context(), g.id); err != nil {
+		t.Fatal(err)
+	}
+	for _, after := range []int{0, 10, 30, 60, 90, 120} {
+		namespace, _ := env.Namespace(t)
+		spec := env.spec("conformcut", namespace)
+		spec.Checkpoint = dir
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(after)*time.Millisecond)
+		err := env.Driver.Start(ctx, spec)
+		cancel()
+		if err == nil {
+			env.destroy(t, spec.ID) // it was quicker than the cut
+			continue
+		}
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("cut off after %d ms: %v", after, err)
+		}
+		env.expectNothing(t, spec.ID)
+	}
+	env.copyOf(t, "conformcut", dir).want(t, "hostname", "conformcut")
+}
+
 func beforeRestoreIsHeard(t *testing.T, env Env) {
 	g := env.start(t, "conformheard")
 	w := g.bringWitness(t, smallSecret)
