@@ -23,7 +23,7 @@ LDFLAGS := -s -w
 # `wrenn up --help` says.
 DATA ?=
 LISTEN ?=
-# More arguments for `wrenn up`, and for `make bench-guest`.
+# More arguments for `wrenn up`, and for `make bench-lifecycle` and `make bench-guest`.
 UP_ARGS ?=
 BENCH_ARGS ?=
 
@@ -125,6 +125,10 @@ fuzz: ## Fuzz every target for a while each (FUZZ_TIME=20s)
 .PHONY: bench
 bench: image ## Measure this machine and print the numbers as a table
 	go run ./bench
+
+.PHONY: bench-lifecycle
+bench-lifecycle: image ## Measure pauses, resumes, forks and crowds beside bare runsc (ten minutes)
+	go run ./bench/lifecycle $(BENCH_ARGS)
 
 .PHONY: bench-guest
 bench-guest: bin/envd ## Measure the guest daemon beside sshd and E2B's envd (PEER_ENVD=path)

@@ -9,15 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -97,54 +94,6 @@ func (p *Peer) Prepare(id string, args ...string) (*Container, error) {
 	return c, os.WriteFile(filepath.Join(c.bundle(), "config.json"), config, 0o600)
 }
 
-// newNamespace makes a network namespace with a link and an address, as runsc expects.
-func newNamespace() (netns.NsHandle, error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	here, err := netns.Get()
-	if err != nil {
-		return netns.None(), err
-	}
-	defer here.Close()
-	ns, err := netns.New()
-	if err != nil {
-		return netns.None(), err
-	}
-	err = addLink()
-	if back := netns.Set(here); back != nil {
-		panic(back) // this thread would go on in the wrong network
-	}
-	return ns, err
-}
-
-// addLink makes a link to nowhere inside the current namespace: what it costs a start is
-// the same.
-func addLink() error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "eth0"
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "far"}); err != nil {
-		return err
-	}
-	for _, name := range []string{"lo", "eth0", "far"} {
-		link, err := netlink.LinkByName(name)
-		if err != nil {
-			return err
-		}
-		if err := netlink.LinkSetUp(link); err != nil {
-			return err
-		}
-	}
-	link, err := netlink.LinkByName("eth0")
-	if err != nil {
-		return err
-	}
-	const subnet = 30
-	if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 77, 0, 2), Mask: net.CIDRMask(subnet, 32)}}); err != nil {
-		return err
-	}
-	return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.IPv4(10, 77, 0, 1)})
-}
-
 func (c *Container) bundle() string { return filepath.Join(c.peer.dir, c.ID) }
 
 func (c *Container) spec(args []string) *specs.Spec {
@@ -207,9 +156,26 @@ func (p *Peer) Call(ctx context.Context, args ...string) error {
 
 // Start creates and starts the container and waits until its first process has written.
 func (c *Container) Start(ctx context.Context) error {
+	if err := c.create(ctx); err != nil {
+		return err
+	}
+	if err := c.peer.Call(ctx, "start", c.ID); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(c.out, make([]byte, 1)); err != nil {
+		return fmt.Errorf("wait for the first output: %w", err)
+	}
+	return nil
+}
+
+// create makes the container with a new pipe for what its first process writes.
+func (c *Container) create(ctx context.Context) error {
 	read, write, err := os.Pipe()
 	if err != nil {
 		return err
+	}
+	if c.out != nil {
+		c.out.Close()
 	}
 	c.out = read
 	create := c.peer.command(ctx, "create", "--bundle", c.bundle(), c.ID)
@@ -220,14 +186,11 @@ func (c *Container) Start(ctx context.Context) error {
 		text, _ := io.ReadAll(read)
 		return fmt.Errorf("runsc create: %w: %s", err, text)
 	}
-	if err := c.peer.Call(ctx, "start", c.ID); err != nil {
-		return err
-	}
-	if _, err := io.ReadFull(read, make([]byte, 1)); err != nil {
-		return fmt.Errorf("wait for the first output: %w", err)
-	}
 	return nil
 }
+
+// Output is what the first process writes after its first byte, or after a restore.
+func (c *Container) Output() io.Reader { return c.out }
 
 // Remove ends the container and removes what was made for it.
 func (c *Container) Remove() error {
@@ -256,4 +219,20 @@ func MemoryInUse(parent, name string) (int64, error) {
 		return n, err
 	}
 	return 0, fmt.Errorf("no memory cgroup %s/%s", parent, name)
+}
+
+// ProcessorTime is what a cgroup, with all below it, has had of the processors.
+func ProcessorTime(cgroup string) (time.Duration, error) {
+	if text, err := os.ReadFile("/sys/fs/cgroup/cpuacct" + cgroup + "/cpuacct.usage"); err == nil {
+		var nanoseconds int64
+		_, err = fmt.Sscan(string(text), &nanoseconds)
+		return time.Duration(nanoseconds), err
+	}
+	text, err := os.ReadFile("/sys/fs/cgroup" + cgroup + "/cpu.stat")
+	if err != nil {
+		return 0, err
+	}
+	var microseconds int64
+	_, err = fmt.Sscanf(string(text), "usage_usec %d", &microseconds)
+	return time.Duration(microseconds) * time.Microsecond, err
 }

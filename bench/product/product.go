@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -193,6 +194,32 @@ func (s *Server) Memory(field string) (float64, error) {
 		}
 	}
 	return 0, fmt.Errorf("the server's status has no %s", field)
+}
+
+// Pid is the server's process id.
+func (s *Server) Pid() int { return s.cmd.Process.Pid }
+
+// ProcessorTime is what the server itself has had of the processors.
+func (s *Server) ProcessorTime() (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.Pid()))
+	if err != nil {
+		return 0, err
+	}
+	// The name, in parentheses, may have blanks in it; fields are counted after it.
+	const user, system, tick = 11, 12, 10 * time.Millisecond
+	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
+	if len(fields) <= system {
+		return 0, fmt.Errorf("the server's times are unreadable: %q", text)
+	}
+	var sum time.Duration
+	for _, field := range [][]byte{fields[user], fields[system]} {
+		n, err := strconv.Atoi(string(field))
+		if err != nil {
+			return 0, err
+		}
+		sum += time.Duration(n) * tick
+	}
+	return sum, nil
 }
 
 // ForgetPeak makes VmHWM begin anew.
