@@ -40,13 +40,12 @@ func (x Snapshots) Fork(ctx context.Context, id string, copies []string) ([]Sand
 	if err != nil {
 		return nil, fmt.Errorf("fork sandbox: %w", err)
 	}
-	defer func() {
-		if err := s.removeSnapshot(snap.ID); err != nil {
-			s.cfg.Log.Error("remove the snapshot of a fork", "snapshot", snap.ID, "error", err)
-		}
-		s.at("fork.dropped")
-	}()
 	forks, err := s.copyAll(ctx, snap, copies)
+	// With its end the copies are there for good; see state.fork.
+	if dropErr := s.removeSnapshot(snap.ID); dropErr != nil {
+		s.cfg.Log.Error("remove the snapshot of a fork", "snapshot", snap.ID, "error", dropErr)
+	}
+	s.at("fork.dropped")
 	if err != nil {
 		return nil, fmt.Errorf("fork sandbox: %w", err)
 	}
@@ -95,7 +94,7 @@ func (s *Service) copyAll(ctx context.Context, snap snapshot.Snapshot, ids []str
 		wg.Wait()
 		return nil, err
 	}
-	s.at("copy.all")
+	s.at("fork.copied")
 	forks := make([]Sandbox, len(ids))
 	for i, c := range made {
 		c.publish()
@@ -124,5 +123,6 @@ func (s *Service) newCopy(snap snapshot.Snapshot, id string) (*creation, error) 
 	if err := c.makeEntry(snap.Template); err != nil {
 		return nil, err
 	}
+	c.e.fork = snap.ID
 	return c, nil
 }

@@ -17,9 +17,10 @@ import (
 type record struct {
 	Sandbox Sandbox `json:"sandbox"`
 	Origin  origin  `json:"origin"`
-	// Snapshot and Draft are as in state.
+	// Snapshot, Draft and Fork are as in state.
 	Snapshot string `json:"snapshot,omitempty"`
 	Draft    string `json:"draft,omitempty"`
+	Fork     string `json:"fork,omitempty"`
 	// Run is nil while the sandbox does not run.
 	Run *runRecord `json:"run,omitempty"`
 	// Slot is the one that it had last, which it would like to have again: connections that
@@ -34,7 +35,7 @@ type runRecord struct {
 }
 
 func (st *state) record() record {
-	rec := record{Sandbox: st.sandbox, Origin: st.origin, Snapshot: st.snapshot, Draft: st.draft, Slot: st.slot}
+	rec := record{Sandbox: st.sandbox, Origin: st.origin, Snapshot: st.snapshot, Draft: st.draft, Fork: st.fork, Slot: st.slot}
 	if st.run != nil {
 		rec.Run = &runRecord{ID: st.run.id, Slot: st.run.slot}
 	}

@@ -80,7 +80,7 @@ func (s *Service) load(id string) *entry {
 	rec, err := s.records.read(id)
 	if err == nil {
 		e := &entry{state: state{
-			sandbox: rec.Sandbox, origin: rec.Origin, snapshot: rec.Snapshot, draft: rec.Draft, slot: rec.Slot,
+			sandbox: rec.Sandbox, origin: rec.Origin, snapshot: rec.Snapshot, draft: rec.Draft, fork: rec.Fork, slot: rec.Slot,
 		}}
 		if rec.Run != nil {
 			e.run = &run{id: rec.Run.ID, slot: rec.Run.Slot}
@@ -108,8 +108,11 @@ func (s *Service) load(id string) *entry {
 func (s *Service) takeUp(ctx context.Context, e *entry) {
 	ctx, cancel := context.WithTimeout(ctx, launchTimeout)
 	defer cancel()
-	id := e.sandbox.ID
-	switch e.sandbox.Status {
+	id, status := e.sandbox.ID, e.sandbox.Status
+	if _, err := s.cfg.Snapshots.Get(e.fork); e.fork != "" && err == nil {
+		status = Starting // its fork makes all copies or none
+	}
+	switch status {
 	case Running, Pausing:
 		s.takeOver(ctx, e)
 	case Paused, Resuming, Failed:

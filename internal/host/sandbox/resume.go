@@ -73,7 +73,7 @@ func (r *resuming) make(ctx context.Context) error {
 
 // endFormer ends what could not be ended when the sandbox was paused, or failed.
 func (r *resuming) endFormer(ctx context.Context) error {
-	return r.s.endRun(ctx, r.e, r.name, parkSlot, errPaused)
+	return r.s.endRun(ctx, r.e, "former", parkSlot, errPaused)
 }
 
 func (r *resuming) takeRoom(ctx context.Context) error {

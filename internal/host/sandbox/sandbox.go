@@ -159,6 +159,9 @@ type state struct {
 	// snapshot is the one that it can be resumed from, and draft the one that a pause under
 	// way is writing; empty when there is none.
 	snapshot, draft string
+	// fork is the snapshot that it was made from by a fork. While there is that snapshot the
+	// fork has not come to its end, and a process that finds the sandbox removes it.
+	fork string
 	// run is nil while there is nothing in the runtime or network that would be its.
 	run *run
 	// slot is the one of the latest run; that of a paused sandbox is parked.
