@@ -24,14 +24,24 @@ func (o *output) subscribe(replay bool) *Subscription {
 		sub.begin(o.kept.replay())
 	}
 	if o.over {
-		sub.push(Event{Kind: Ended, End: o.end}, false)
+		sub.push(Event{Kind: Ended, End: o.end}, nil) // has room at once
 		return sub
 	}
 	if o.subscribers == nil {
 		o.subscribers = make(map[*Subscription]struct{})
 	}
+	for other := range o.subscribers {
+		give(other.joined)
+	}
 	o.subscribers[sub] = struct{}{}
 	return sub
+}
+
+// shared says whether there are several subscribers.
+func (o *output) shared() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.subscribers) > 1
 }
 
 // publish gives a piece of output to every subscriber, and takes over the caller's
@@ -50,7 +60,7 @@ func (o *output) publish(kind Kind, b *buffer, n int) {
 	o.mu.Unlock()
 	for _, sub := range subs {
 		b.retain()
-		if !sub.push(ev, len(subs) > 1) {
+		if !sub.push(ev, o.shared) {
 			o.forget(sub)
 		}
 	}
@@ -75,7 +85,7 @@ func (o *output) finish(end End) {
 	defer o.mu.Unlock()
 	o.over, o.end = true, end
 	for sub := range o.subscribers {
-		sub.push(Event{Kind: Ended, End: end}, false) // always has room
+		sub.push(Event{Kind: Ended, End: end}, nil) // always has room
 	}
 	o.subscribers = nil
 }

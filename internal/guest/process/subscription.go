@@ -32,14 +32,14 @@ const sharedLimit = 10 * time.Second
 // subscribing, then its end. Next is for one goroutine; Close is safe from any. It must be
 // closed.
 type Subscription struct {
-	// ready and room each hold one token: there may be an event to take, there may be
-	// room for another.
-	ready, room chan struct{}
-	gone        chan struct{}
-	stall       time.Duration       // stallLimit, and
-	shared      time.Duration       // sharedLimit, but for tests
-	leave       func(*Subscription) // takes it off the process's list
-	replayed    int                 // bytes that it began with
+	// ready, room and joined each hold one token: there may be an event to take, there may
+	// be room for another, there may be another subscriber.
+	ready, room, joined chan struct{}
+	gone                chan struct{}
+	stall               time.Duration       // stallLimit, and
+	shared              time.Duration       // sharedLimit, but for tests
+	leave               func(*Subscription) // takes it off the process's list
+	replayed            int                 // bytes that it began with
 
 	mu      sync.Mutex
 	pending []Event
@@ -52,6 +52,7 @@ func newSubscription(leave func(*Subscription)) *Subscription {
 	return &Subscription{
 		ready:  make(chan struct{}, 1),
 		room:   make(chan struct{}, 1),
+		joined: make(chan struct{}, 1),
 		gone:   make(chan struct{}),
 		stall:  stallLimit,
 		shared: sharedLimit,
@@ -123,24 +124,34 @@ func (s *Subscription) Close() {
 	s.pending, s.bytes = nil, 0
 }
 
-// push hands an event over, waiting for room; others says that more subscribers wait for
-// it. It takes over the caller's reference and says whether the subscriber is still there.
-func (s *Subscription) push(ev Event, others bool) bool {
+// push hands an event over, waiting for room; shared says whether there are other
+// subscribers, who wait as well. It takes over the caller's reference and says whether the
+// subscriber is still there.
+func (s *Subscription) push(ev Event, shared func() bool) bool {
 	accepted, over := s.offer(ev)
 	if accepted || over {
 		return accepted
 	}
-	limit := s.stall
+	limit, others := s.stall, shared()
 	if others {
 		limit = min(limit, s.patience())
 	}
 	var stalled countdown
 	stalled.start(limit)
-	defer stalled.stop()
+	defer func() { stalled.stop() }()
 	for !accepted && !over {
 		select {
 		case <-s.room:
 		case <-s.gone:
+		case <-s.joined:
+			// Who comes back because the connection of before hangs is not to wait for it
+			// as long as one that nobody is kept by.
+			if !others && shared() {
+				stalled.stop()
+				limit, others = min(stalled.remaining(), s.patience()), true
+				stalled = countdown{}
+				stalled.start(limit)
+			}
 		case <-stalled.timer.C:
 			if stalled.over() {
 				s.finish(s.tooSlow(others))

@@ -157,6 +157,42 @@ func TestSlowReaderOfASharedTerminalIsCutOff(t *testing.T) {
 	}
 }
 
+// Who comes back to a process while its old connection hangs, and holds the output up, does
+// not wait for that one as long as the process would alone.
+func TestComingBackBesideAStalledReader(t *testing.T) {
+	var out output
+	publish := func() { out.publish(Stdout, newBuffer(largeBuffers), largeBuffer) }
+	hung := out.subscribe(false)
+	defer hung.Close()
+	hung.shared = 50 * time.Millisecond
+	for range maxPendingBytes / largeBuffer {
+		publish()
+	}
+	published := make(chan struct{})
+	go func() {
+		defer close(published)
+		publish()
+	}()
+	eventually(t, "the output waits for room", func() bool { return len(hung.room) == 0 })
+	back := out.subscribe(false)
+	defer back.Close()
+	select {
+	case <-published:
+	case <-time.After(patience):
+		t.Fatalf("the output still waits after %v", patience)
+	}
+	hung.mu.Lock()
+	cut := hung.over
+	hung.mu.Unlock()
+	if !fault.Is(cut, fault.RateLimited) || !strings.Contains(fault.MessageOf(cut), "others waited 50ms") {
+		t.Errorf("the one that hung is told %v", cut)
+	}
+	publish()
+	if ev, err := back.Next(t.Context(), patience); err != nil || ev.Kind != Stdout {
+		t.Errorf("who came back got %v, %v", ev.Kind, err)
+	}
+}
+
 // Who is slow alone is waited for: nobody else is kept from anything.
 func TestSlowReaderOfItsOwnIsWaitedFor(t *testing.T) {
 	m := newManager(t)
