@@ -67,15 +67,14 @@ func New(users *Users, system System, logger *slog.Logger) *Identity {
 	}
 }
 
-// Apply takes an update over. Presented is the access token that the caller has shown
-// beside the one in the update: either proves that the caller may do this, once a token is
-// set, and so does setting the one that the host means. An update that is wrong in any part
-// changes nothing.
+// Apply takes an update over, if the caller may do this; see allows. Presented is the
+// access token that the caller has shown beside the one in the update. An update that is
+// wrong in any part changes nothing.
 func (i *Identity) Apply(up Update, presented string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.token != "" && !equal(up.Token, i.token) && !equal(presented, i.token) && !matches(up.Token, up.TokenHash) {
-		return fault.New(fault.Unauthorized, "the access token does not match the one that is set")
+	if !i.allows(up, presented) {
+		return fault.New(fault.Unauthorized, "the access token is not the one that is set, nor the one that the host means")
 	}
 	if err := i.check(up); err != nil {
 		return err
@@ -117,6 +116,20 @@ func (i *Identity) Apply(up Update, presented string) error {
 		report(err)
 	}
 	return nil
+}
+
+// allows says whether the caller may make an update: because it sets the token that the
+// host means, or proves to know the one that is set, or because nobody has said yet what
+// the token is. It is for Apply, which holds mu.
+func (i *Identity) allows(up Update, presented string) bool {
+	switch {
+	case matches(up.Token, up.TokenHash):
+		return true
+	case i.token != "":
+		return equal(up.Token, i.token) || equal(presented, i.token)
+	}
+	// A program in the sandbox that comes before the host must not lock it out.
+	return up.TokenHash == ""
 }
 
 func (i *Identity) check(up Update) error {

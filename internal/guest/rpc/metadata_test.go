@@ -47,6 +47,14 @@ func TestInitReadsMetadataAgain(t *testing.T) {
 		envs    string
 	}{
 		{
+			"a program of the sandbox that is there before the host", mmds.Metadata{SandboxID: "sb1", AccessTokenHash: hashOf("one")}, nil,
+			`{"accessToken":"mine"}`, 401, "", `{"E2B_SANDBOX":"true"}`,
+		},
+		{
+			"one that wants no token to be set", mmds.Metadata{SandboxID: "sb1", AccessTokenHash: hashOf("one")}, nil,
+			``, 401, "", `{"E2B_SANDBOX":"true"}`,
+		},
+		{
 			"the first one", mmds.Metadata{SandboxID: "sb1", TemplateID: "base", AccessTokenHash: hashOf("one")}, nil,
 			`{"accessToken":"one"}`, 204, "one", `{"E2B_SANDBOX":"true","E2B_SANDBOX_ID":"sb1","E2B_TEMPLATE_ID":"base"}`,
 		},
@@ -74,6 +82,10 @@ func TestInitReadsMetadataAgain(t *testing.T) {
 			"no service any more", mmds.Metadata{}, errors.New("nobody there"),
 			`{"accessToken":"two"}`, 204, "two", `{"E2B_SANDBOX":"true","E2B_SANDBOX_ID":"sb4","E2B_TEMPLATE_ID":"mine"}`,
 		},
+		{
+			"a host that wants the sandbox open", mmds.Metadata{AccessTokenHash: hashOf("")}, nil,
+			``, 204, "", `{"E2B_SANDBOX":"true","E2B_SANDBOX_ID":"sb4","E2B_TEMPLATE_ID":"mine"}`,
+		},
 	} {
 		said, failure = step.said, step.failure
 		if w := ask(http.MethodPost, "/init", step.body, ""); w.Code != step.status {
@@ -83,7 +95,7 @@ func TestInitReadsMetadataAgain(t *testing.T) {
 			t.Errorf("after %s: %d %s", step.what, w.Code, w.Body)
 		}
 	}
-	if asked != 7 {
+	if asked != 10 {
 		t.Errorf("asked %d times", asked)
 	}
 }
