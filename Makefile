@@ -23,7 +23,7 @@ LDFLAGS := -s -w
 # `wrenn up --help` says.
 DATA ?=
 LISTEN ?=
-# More arguments for `wrenn up`, and for `make bench-lifecycle` and `make bench-guest`.
+# More arguments for `wrenn up`, and for the benchmarks `make bench-…`.
 UP_ARGS ?=
 BENCH_ARGS ?=
 
@@ -129,6 +129,10 @@ bench: image ## Measure this machine and print the numbers as a table
 .PHONY: bench-lifecycle
 bench-lifecycle: image ## Measure pauses, resumes, forks and crowds beside bare runsc (ten minutes)
 	go run ./bench/lifecycle $(BENCH_ARGS)
+
+.PHONY: bench-runtime
+bench-runtime: image ## Measure checkpoints and restores of the driver alone beside bare runsc
+	go run ./bench/runtime $(BENCH_ARGS)
 
 .PHONY: bench-guest
 bench-guest: bin/envd ## Measure the guest daemon beside sshd and E2B's envd (PEER_ENVD=path)

@@ -162,6 +162,10 @@ func TestCheckpointWantsItsImage(t *testing.T) {
 	if err := p.driver.Start(t.Context(), spec); !fault.Is(err, fault.InvalidState) {
 		t.Errorf("a restore over another image: %v", err)
 	}
+	spec.RootFS = filepath.Join(t.TempDir(), "gone.erofs")
+	if err := p.driver.Start(t.Context(), spec); !fault.Is(err, fault.InvalidState) {
+		t.Errorf("a restore without its image: %v", err)
+	}
 	data[uuidOffset] ^= 1
 	spec.RootFS = filepath.Join(t.TempDir(), "moved.erofs") // it may live elsewhere, though
 	if err := os.WriteFile(spec.RootFS, data, 0o600); err != nil {

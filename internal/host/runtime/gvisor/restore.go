@@ -67,6 +67,9 @@ func (d *Driver) writeRestoreBundle(spec runtime.Spec) error {
 		return err
 	}
 	image, err := imageSum(spec.RootFS)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.Wrap(err, fault.InvalidState, "the image %s that this sandbox was made from is not there any more; put it back", spec.RootFS)
+	}
 	if err != nil {
 		return err
 	}
