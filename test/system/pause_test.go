@@ -1,0 +1,368 @@
+package system_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// statusPaused is what WebSockets end with when their sandbox is paused.
+const statusPaused websocket.StatusCode = 4001
+
+// counts starts a process in the background that counts in its memory, and shows where it
+// is in a file, which it writes ten times a second.
+func (s *sandbox) counts(t testing.TB) {
+	t.Helper()
+	const script = `import time, os
+n = 0
+while True:
+    n += 1
+    with open("/tmp/count.new", "w") as f: f.write(str(n))
+    os.rename("/tmp/count.new", "/tmp/count")
+    time.sleep(0.1)`
+	a := s.p.call(t, http.MethodPost, s.path("/exec"), object{"cmd": "python3", "args": []string{"-c", script}, "background": true, "tag": "counter"})
+	if a.status != http.StatusAccepted {
+		t.Fatalf("exec answered %d: %s", a.status, a.body)
+	}
+	eventually(t, settleLimit, func() error {
+		if s.sh(t, "cat /tmp/count 2>/dev/null || true") == "" {
+			return errStill("it does not count yet")
+		}
+		return nil
+	})
+}
+
+func (s *sandbox) count(t testing.TB) int {
+	t.Helper()
+	n, err := strconv.Atoi(s.sh(t, "cat /tmp/count"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// goesOn waits until the counter is beyond n, where it was, and fails when it began anew.
+func (s *sandbox) goesOn(t testing.TB, n int) {
+	t.Helper()
+	if now := s.count(t); now < n {
+		t.Errorf("the counter was at %d and is at %d", n, now)
+	}
+	eventually(t, settleLimit, func() error {
+		if now := s.count(t); now <= n {
+			return fmt.Errorf("the counter stands at %d", now)
+		}
+		return nil
+	})
+}
+
+// do posts to one of the sandbox's routes and wants a status.
+func (s *sandbox) do(t testing.TB, path string, body any, status int) answer {
+	t.Helper()
+	a := s.p.call(t, http.MethodPost, s.path(path), body)
+	if a.status != status {
+		t.Fatalf("%s answered %d: %s", path, a.status, a.body)
+	}
+	return a
+}
+
+func (s *sandbox) refuses(t testing.TB, path string, body any, says string) {
+	t.Helper()
+	a := s.p.call(t, http.MethodPost, s.path(path), body)
+	if code, message := a.fault(t); a.status != http.StatusConflict || code != "invalid_state" || !strings.Contains(message, says) {
+		t.Errorf("%s answered %d: %s", path, a.status, a.body)
+	}
+}
+
+// requireOnDisk fails when something is left on the machine of sandboxes that are paused but
+// their records, and the slots that are parked for them.
+func requireOnDisk(t *testing.T, o *observer) {
+	t.Helper()
+	requireClean(t, o, []kind{processes, namespaces, links, mounts, cgroups, bundles, overlays})
+	for _, e := range o.find(elements) {
+		if !strings.HasPrefix(e, "parked ") {
+			t.Errorf("left of a paused sandbox: %s", e)
+		}
+	}
+}
+
+func TestPauseAndResume(t *testing.T) {
+	p := ownProgram(t, t.TempDir())
+	s := newSandbox(t, p, object{"timeout_sec": 3600, "metadata": object{"a": "b"}})
+	s.counts(t)
+	s.sh(t, "head -c 3000000 /dev/urandom > blob; sha256sum blob > sum")
+	s.do(t, "/exec", object{"cmd": "python3", "args": []string{"-m", "http.server", "8000"}, "background": true}, http.StatusAccepted)
+	for range 3 {
+		terminal, _ := s.open(t, "/pty", object{"type": "start"})
+		follow, _ := s.open(t, "/exec/stream", object{"type": "start", "cmd": "sleep", "args": []string{"1000"}})
+		n := s.count(t)
+		info := s.do(t, "/pause", nil, http.StatusOK).object(t)
+		if info["status"] != "paused" || info["paused_at"] == nil || info["snapshot_bytes"] == nil || info["ends_at"] != nil {
+			t.Errorf("paused: %v", info)
+		}
+		for what, c := range map[string]*stream{"a terminal": terminal, "a command": follow} {
+			last, status := c.ends()
+			if last.Type != "error" || !last.Fatal || last.Code != "invalid_state" || !strings.Contains(last.Data, "paused; resume it") || status != statusPaused {
+				t.Errorf("%s ended with %+v, %v", what, last, status)
+			}
+		}
+		requireOnDisk(t, p.seen)
+		s.refuses(t, "/pause", nil, "is paused")
+		s.refuses(t, "/exec", object{"cmd": "true"}, "resume it first")
+		s.refuses(t, "/ping", nil, "resume it first")
+		s.refuses(t, "/fork", nil, "resume it first")
+		info = s.do(t, "/resume", nil, http.StatusOK).object(t)
+		if info["status"] != "running" || info["ends_at"] == nil {
+			t.Errorf("resumed: %v", info)
+		}
+		p.seen.look()
+		s.refuses(t, "/resume", nil, "is running")
+		s.goesOn(t, n)
+		s.sh(t, "sha256sum -c sum && curl -sf --retry 3 --retry-connrefused http://127.0.0.1:8000/ >/dev/null")
+	}
+	// The commands that were followed are still there, and can be followed again.
+	var list struct{ Processes []struct{ Cmd string } }
+	if err := json.Unmarshal(p.call(t, http.MethodGet, s.path("/processes"), nil).body, &list); err != nil {
+		t.Fatal(err)
+	}
+	sleeping := 0
+	for _, p := range list.Processes {
+		if p.Cmd == "sleep" {
+			sleeping++
+		}
+	}
+	if sleeping != 3 {
+		t.Errorf("of 3 commands %d are left", sleeping)
+	}
+}
+
+func TestPausedSurvivesRestarts(t *testing.T) {
+	dir := t.TempDir()
+	p := ownProgram(t, dir)
+	s := newSandbox(t, p, nil)
+	s.counts(t)
+	n := s.count(t)
+	s.do(t, "/pause", nil, http.StatusOK)
+	if err := p.stop(); err != nil {
+		t.Fatal(err)
+	}
+	second := ownProgram(t, dir)
+	s.p = second
+	if status, reason := s.status(t); status != "paused" {
+		t.Errorf("after a stop it is %s (%s)", status, reason)
+	}
+	s.do(t, "/resume", nil, http.StatusOK)
+	s.goesOn(t, n)
+	s.do(t, "/pause", nil, http.StatusOK)
+	second.kill()
+	third := ownProgram(t, dir)
+	s.p = third
+	s.do(t, "/resume", nil, http.StatusOK)
+	s.goesOn(t, n)
+	if a := third.call(t, http.MethodDelete, s.path(""), nil); a.status != http.StatusNoContent {
+		t.Errorf("delete answered %d: %s", a.status, a.body)
+	}
+	requireClean(t, third.seen, ofSandboxes)
+	if left := globs(third.dataDir + "/snapshots/*"); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// Sandboxes live on when the program stops, or is killed, and their streams can be taken up
+// again.
+func TestSandboxesLiveOn(t *testing.T) {
+	for name, end := range map[string]func(p *program) error{
+		"kill -9": func(p *program) error { p.kill(); return nil },
+		"stop":    (*program).stop,
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			p := ownProgram(t, dir, "--on-stop", "keep")
+			s := newSandbox(t, p, nil)
+			s.counts(t)
+			s.do(t, "/exec", object{"cmd": "sh", "args": []string{"-c", "echo before; read x </dev/tty || sleep 1000"}, "background": true, "tag": "t"}, http.StatusAccepted)
+			terminal, _ := s.open(t, "/pty", object{"type": "start", "tag": "work"})
+			terminal.types("X=kept\r")
+			n := s.count(t)
+			if err := end(p); err != nil {
+				t.Fatal(err)
+			}
+			again := ownProgram(t, dir, "--on-stop", "keep")
+			s.p = again
+			if status, reason := s.status(t); status != "running" {
+				t.Errorf("it is %s (%s)", status, reason)
+			}
+			if now := s.count(t); now <= n {
+				t.Errorf("the counter was at %d and is at %d: it did not run meanwhile", n, now)
+			}
+			follow := s.dial(t, "/processes/t/stream?replay=true")
+			if m := follow.next(); m.Type != "start" {
+				t.Errorf("%+v", m)
+			}
+			follow.sees("before")
+			back, _ := s.open(t, "/pty", object{"type": "connect", "tag": "work"})
+			back.types("echo $X-$((40+2))\r")
+			back.sees("kept-42")
+			if a := again.call(t, http.MethodDelete, s.path(""), nil); a.status != http.StatusNoContent {
+				t.Errorf("delete answered %d: %s", a.status, a.body)
+			}
+			requireClean(t, again.seen, ofSandboxes)
+			if err := again.stop(); err != nil {
+				t.Error(err)
+			}
+			requireClean(t, again.seen, everything)
+		})
+	}
+}
+
+// Stopped with --on-stop pause, the program has all its sandboxes paused when it has ended.
+func TestStopThatPauses(t *testing.T) {
+	dir := t.TempDir()
+	p := ownProgram(t, dir, "--on-stop", "pause")
+	s := newSandbox(t, p, nil)
+	s.counts(t)
+	n := s.count(t)
+	if err := p.stop(); err != nil {
+		t.Fatal(err)
+	}
+	requireOnDisk(t, p.seen)
+	again := ownProgram(t, dir)
+	s.p = again
+	if status, reason := s.status(t); status != "paused" {
+		t.Errorf("it is %s (%s)", status, reason)
+	}
+	s.do(t, "/resume", nil, http.StatusOK)
+	s.goesOn(t, n)
+}
+
+// when reads a time of a sandbox.
+func when(t testing.TB, info object, field string) time.Time {
+	t.Helper()
+	text, _ := info[field].(string)
+	at, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		t.Fatalf("%s of %v: %v", field, info, err)
+	}
+	return at
+}
+
+// A pause by a clock comes within a second of its time, and is safe soon after.
+func TestAutoPause(t *testing.T) {
+	p := theProgram(t)
+	const onTime = time.Second
+	for name, c := range map[string]struct {
+		fields object
+		begin  func(s *sandbox)
+		due    func(s *sandbox, info object) time.Time
+		says   string
+	}{
+		"idle, with an open terminal and a process in the background": {
+			object{"timeout_sec": 2}, func(s *sandbox) {
+				s.counts(t)
+				terminal, _ := s.open(t, "/pty", object{"type": "start"})
+				terminal.types("echo rea''dy\r")
+				terminal.sees("ready")
+			}, func(_ *sandbox, info object) time.Time { return when(t, info, "last_active_at").Add(2 * time.Second) }, "idle",
+		},
+		"idle, after a command whose client has gone": {
+			object{"timeout_sec": 2}, func(s *sandbox) {
+				c, _ := s.open(t, "/exec/stream", object{"type": "start", "cmd": "sleep", "args": []string{"4"}})
+				c.conn.CloseNow()
+			}, func(s *sandbox, info object) time.Time {
+				// The command runs from the creation on, or a little later.
+				return when(t, info, "started_at").Add(6 * time.Second)
+			}, "idle",
+		},
+		"a deadline, in the middle of a command": {
+			object{"deadline_sec": 2}, func(s *sandbox) {
+				s.open(t, "/exec/stream", object{"type": "start", "cmd": "sleep", "args": []string{"1000"}})
+			}, func(_ *sandbox, info object) time.Time { return when(t, info, "created_at").Add(2 * time.Second) }, "deadline",
+		},
+	} {
+		s := newSandbox(t, p, c.fields)
+		c.begin(s)
+		var info object
+		eventually(t, settleLimit, func() error {
+			info = p.call(t, http.MethodGet, s.path(""), nil).object(t)
+			if info["status"] != "paused" {
+				return fmt.Errorf("it is %v", info["status"])
+			}
+			return nil
+		})
+		due, at := c.due(s, info), when(t, info, "paused_at")
+		t.Logf("%s: paused %v after its time", name, at.Sub(due))
+		if late := at.Sub(due); late < -50*time.Millisecond || late > onTime+500*time.Millisecond {
+			t.Errorf("%s: %v after its time", name, late)
+		}
+		if reason, _ := info["reason"].(string); !strings.Contains(reason, c.says) {
+			t.Errorf("%s: the reason is %q", name, reason)
+		}
+		// What is resumed does not pause at once.
+		info = s.do(t, "/resume", nil, http.StatusOK).object(t)
+		if left := time.Until(when(t, info, "ends_at")); left < time.Second {
+			t.Errorf("%s: after the resume %v are left", name, left)
+		}
+	}
+}
+
+func TestTimeout(t *testing.T) {
+	p := theProgram(t)
+	s := newSandbox(t, p, nil)
+	if info := s.do(t, "/timeout", object{"deadline_sec": 1, "on_timeout": "kill"}, http.StatusOK).object(t); info["ends_at"] == nil {
+		t.Errorf("%v", info)
+	}
+	eventually(t, settleLimit, func() error {
+		if status, reason := s.status(t); status != "stopped" || !strings.Contains(reason, "deadline") {
+			return fmt.Errorf("it is %s (%s)", status, reason)
+		}
+		return nil
+	})
+	s.refuses(t, "/timeout", object{"deadline_sec": 5}, "has ended")
+	s.refuses(t, "/resume", nil, "only a paused sandbox")
+}
+
+func TestMetrics(t *testing.T) {
+	p := theProgram(t)
+	s := newSandbox(t, p, nil)
+	s.sh(t, "dd if=/dev/zero of=file bs=1M count=20 2>/dev/null; timeout 2 sh -c 'while :; do :; done' || true")
+	type points []struct {
+		TimestampUnix int64   `json:"timestamp_unix"`
+		CPUPct        float64 `json:"cpu_pct"`
+		MemBytes      int64   `json:"mem_bytes"`
+		DiskBytes     int64   `json:"disk_bytes"`
+	}
+	read := func() points {
+		var got struct{ Points points }
+		a := p.call(t, http.MethodGet, s.path("/metrics?range=5m"), nil)
+		if err := json.Unmarshal(a.body, &got); err != nil || a.status != http.StatusOK {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		return got.Points
+	}
+	var before points
+	eventually(t, settleLimit, func() error {
+		before = read()
+		for _, pt := range before {
+			if pt.CPUPct > 50 && pt.MemBytes > mib && pt.DiskBytes > 20*mib {
+				return nil
+			}
+		}
+		return fmt.Errorf("%+v", before)
+	})
+	s.do(t, "/pause", nil, http.StatusOK)
+	if paused := read(); len(paused) < len(before) {
+		t.Errorf("%d points before the pause, %d in it", len(before), len(paused))
+	}
+	s.do(t, "/resume", nil, http.StatusOK)
+	eventually(t, settleLimit, func() error {
+		if after := read(); len(after) <= len(before) {
+			return fmt.Errorf("%d points before the pause, %d after it", len(before), len(after))
+		}
+		return nil
+	})
+}
