@@ -24,6 +24,7 @@ type Draft struct {
 	dir    string
 	expect int64
 	done   bool
+	quiet  func() // ends what SendEarly began, and returns when it has ended
 }
 
 // Draft begins a snapshot with an id that is not in use. expect is about how many bytes it
@@ -51,7 +52,7 @@ func (s *Store) Draft(ctx context.Context, id string, expect int64) (*Draft, err
 	if err := os.Mkdir(filepath.Join(dir, stateName), dirMode); err != nil {
 		return nil, noSpace(errors.Join(err, os.Remove(dir)), "begin a snapshot")
 	}
-	d := &Draft{store: s, id: id, dir: dir, expect: expect}
+	d := &Draft{store: s, id: id, dir: dir, expect: expect, quiet: func() {}}
 	s.drafts[id] = d
 	return d, nil
 }
@@ -99,6 +100,7 @@ func (d *Draft) Commit(ctx context.Context, m Manifest) (Snapshot, error) {
 	if d.done {
 		return Snapshot{}, fault.New(fault.InvalidState, "the draft of snapshot %s has ended", d.id)
 	}
+	d.quiet()
 	c := &commit{draft: d, manifest: m}
 	for _, p := range c.phases() {
 		if err := p.run(ctx); err != nil {
@@ -114,6 +116,7 @@ func (d *Draft) Abort() error {
 	if d.done {
 		return nil
 	}
+	d.quiet()
 	if err := os.RemoveAll(d.dir); err != nil {
 		return fmt.Errorf("remove the draft of snapshot %s: %w", d.id, err)
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
@@ -134,6 +135,43 @@ func TestACommittedSnapshotIsThereAfterAReopen(t *testing.T) {
 	if info, err = os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the store is %v, %v", info.Mode(), err)
 	}
+}
+
+func TestSendingEarlyChangesNothing(t *testing.T) {
+	s := open(t, t.TempDir())
+	for _, ends := range []string{"commit", "abort"} {
+		d := draft(t, s, "sn1", nil)
+		d.SendEarly()
+		file, err := os.Create(filepath.Join(d.Dir(), "pages.img"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for part := range slices.Chunk(state["pages.img"], 1<<20) {
+			if _, err := file.Write(part); err != nil {
+				t.Fatal(err)
+			}
+			if sent := sendNew(file.Name(), 0); sent < int64(len(part)) {
+				t.Fatalf("%d bytes were sent", sent)
+			}
+		}
+		file.Close()
+		if ends == "abort" {
+			if err := d.Abort(); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		if _, err := d.Commit(t.Context(), sample); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(d.Abort(), s.Verify(t.Context(), "sn1"), s.Remove("sn1")); err != nil {
+			t.Error(err)
+		}
+	}
+	if left := names(t, s.dir); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+	goleak.VerifyNone(t)
 }
 
 func TestTheSizeIsThatOnTheDisk(t *testing.T) {
