@@ -69,12 +69,33 @@ func (p *pausing) note(context.Context) error {
 }
 
 func (p *pausing) prepare(ctx context.Context) error {
-	e := p.e
 	// It may rest although it did not answer.
-	p.onFailure(func(ctx context.Context) error {
-		return e.run.guest.Init(ctx, identity(e.sandbox, e.origin, e.run))
-	})
-	return e.run.guest.Prepare(ctx, false)
+	p.onFailure(func(ctx context.Context) error { p.s.wake(ctx, p.e); return nil })
+	return p.s.prepareGuest(ctx, p.e, false)
+}
+
+func (s *Service) prepareGuest(ctx context.Context, e *entry, live bool) error {
+	ctx, stop := s.whileRunning(ctx, e.run.id)
+	defer stop()
+	if err := e.run.guest.Prepare(ctx, live); err != nil {
+		return errors.Join(context.Cause(ctx), err)
+	}
+	return nil
+}
+
+// wakeTime bounds how long the guest of one sandbox is waited for that is to wake up.
+const wakeTime = 5 * time.Second
+
+// wake tells the guest who it is, in case it was brought to rest. One that does not answer
+// is as it was before: that is no reason to end it.
+func (s *Service) wake(ctx context.Context, e *entry) {
+	ctx, cancel := context.WithTimeout(ctx, wakeTime)
+	defer cancel()
+	ctx, stop := s.whileRunning(ctx, e.run.id)
+	defer stop()
+	if err := e.run.guest.Init(ctx, identity(e.sandbox, e.origin, e.run)); err != nil {
+		s.cfg.Log.Warn("wake the guest of a sandbox", "sandbox", e.sandbox.ID, "error", err)
+	}
 }
 
 // hold keeps everything from and to the guest, so that nothing is acknowledged that the
@@ -86,7 +107,10 @@ func (p *pausing) hold(ctx context.Context) error {
 }
 
 func (p *pausing) checkpoint(ctx context.Context) error {
-	return p.operation.freeze(ctx, p.e, p.id, func(d *snapshot.Draft) { p.draft, p.began = d, time.Now() })
+	return p.operation.freeze(ctx, p.e, p.id, func(d *snapshot.Draft) {
+		p.draft, p.began = d, time.Now()
+		d.SendEarly()
+	})
 }
 
 // freeze writes a sandbox to a new draft and leaves it frozen; undoing it lets it go on.
@@ -105,7 +129,13 @@ func (op *operation) freeze(ctx context.Context, e *entry, id string, begin func
 	})
 	// Also after a failure, for which it is no error: should the runtime not have kept its
 	// promise, the sandbox would stand still for ever.
-	op.onFailure(func(ctx context.Context) error { return s.cfg.Runtime.Thaw(ctx, e.run.id) })
+	op.onFailure(func(ctx context.Context) error {
+		err := s.cfg.Runtime.Thaw(ctx, e.run.id)
+		if _, ended := s.hasEnded(ctx, e.run.id); err != nil && ended {
+			return nil // who watches it finds out
+		}
+		return err
+	})
 	begin(draft)
 	return s.cfg.Runtime.Checkpoint(ctx, e.run.id, draft.Dir())
 }
