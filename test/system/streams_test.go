@@ -233,6 +233,50 @@ func TestProcessStream(t *testing.T) {
 	}
 }
 
+// Input that a process cannot take is told to who sends it, and is the end of nothing.
+func TestInputThatIsNotPossible(t *testing.T) {
+	s := newSandbox(t, theProgram(t), nil)
+	refused := func(what string, c *stream, says string) {
+		t.Helper()
+		m := c.next()
+		for m.Type == "stdout" { // as it comes before, or after
+			c.seen += m.Data
+			m = c.next()
+		}
+		if m.Type != "error" || m.Code != "invalid_state" || m.Fatal || !strings.Contains(m.Data, says) {
+			t.Errorf("%s: %+v", what, m)
+		}
+	}
+	stdin := object{"type": "stdin", "data": "x\n"}
+
+	mute, _ := s.open(t, "/exec/stream", object{"type": "start", "cmd": "sleep", "args": []string{"1000"}, "tag": "mute"})
+	mute.send(stdin)
+	refused("stdin to one that has none", mute, "without stdin")
+	mute.send(object{"type": "stdin_close"})
+	refused("the end of a stdin that is not there", mute, "without stdin")
+	beside := s.dial(t, "/processes/mute/stream")
+	if m := beside.next(); m.Type != "start" {
+		t.Fatalf("it began with %+v", m)
+	}
+	beside.send(stdin)
+	refused("stdin of another client", beside, "without stdin")
+	mute.send(object{"type": "stop"})
+	mute.exits(-1, "SIGKILL")
+	beside.exits(-1, "SIGKILL")
+
+	closed, _ := s.open(t, "/exec/stream", object{
+		"type": "start", "cmd": "sh", "args": []string{"-c", "cat; echo re''ad; exec sleep 1000"}, "stdin": true,
+	})
+	closed.send(stdin)
+	closed.send(object{"type": "stdin_close"})
+	closed.sees("x\nread\n")
+	closed.send(object{"type": "stdin_close"}) // once more is fine
+	closed.send(stdin)
+	refused("stdin after its end", closed, "is closed")
+	closed.send(object{"type": "stop"})
+	closed.exits(-1, "SIGKILL")
+}
+
 // Who has a terminal open hears at once that its sandbox is gone, or that the server stops.
 func TestLastMessages(t *testing.T) {
 	p := ownProgram(t, t.TempDir())
