@@ -555,7 +555,7 @@ type Sandbox struct {
 	// that it goes back to if it should fail.
 	PausedAt time.Time `json:"paused_at,omitempty,omitzero"`
 
-	// Reason Why the sandbox is stopped, missing or in error, or was paused by a clock.
+	// Reason Why the sandbox is stopped, missing or in error, was paused by a clock, or could not be paused.
 	Reason string `json:"reason,omitempty,omitzero"`
 
 	// Runtime What isolates it.

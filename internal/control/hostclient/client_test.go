@@ -70,8 +70,16 @@ func (f *fakeHost) SignalProcess(_ context.Context, req *connect.Request[hostv1.
 	return connect.NewResponse(&hostv1.SignalProcessResponse{}), f.signal(req.Msg)
 }
 
+// agent is a fake of a host agent.
+type agent interface {
+	hostv1connect.HostServiceHandler
+	file(w http.ResponseWriter, r *http.Request)
+}
+
+func (f *fakeHost) file(w http.ResponseWriter, r *http.Request) { f.files(w, r) }
+
 // serve runs the fake on a Unix socket as a host agent does.
-func serve(t testing.TB, f *fakeHost) *Client {
+func serve(t testing.TB, f agent) *Client {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "host.sock")
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", socket)
@@ -84,7 +92,7 @@ func serve(t testing.TB, f *fakeHost) *Client {
 		if r.ProtoMajor != 1 {
 			t.Errorf("a file came over %s", r.Proto)
 		}
-		f.files(w, r)
+		f.file(w, r)
 	})
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)

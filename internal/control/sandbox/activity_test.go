@@ -159,6 +159,23 @@ func TestAutoPauseIsOnTime(t *testing.T) {
 	}
 }
 
+// Nobody could use a sandbox while no server ran.
+func TestIdleTimeBeginsWithTheServer(t *testing.T) {
+	s, store, _ := newTest(t)
+	sb, err := s.Create(t.Context(), Options{Timeout: time.Minute, OnTimeout: Kill})
+	if err != nil {
+		t.Fatal(err)
+	}
+	forget(s, store, sb.ID)
+	c := newClocks(s)
+	c.greet(t.Context())
+	c.pass(t.Context())
+	c.work.Wait()
+	if row := store.row(sb.ID); row.Status != Running {
+		t.Errorf("it is %s (%s)", row.Status, row.Reason)
+	}
+}
+
 // A pause that fails is not tried without end, and does not stop the sandbox.
 func TestAutoPauseThatFails(t *testing.T) {
 	s, store, host := newTest(t)

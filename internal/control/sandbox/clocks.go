@@ -64,6 +64,7 @@ func newClocks(s *Service) *clocks { return &clocks{Service: s, late: make(map[s
 func (s *Service) runClocks(ctx context.Context) {
 	c := newClocks(s)
 	defer c.work.Wait()
+	c.greet(ctx)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -74,6 +75,18 @@ func (s *Service) runClocks(ctx context.Context) {
 		case <-s.rearm:
 		}
 		timer.Reset(c.pass(ctx))
+	}
+}
+
+// greet begins the idle time of every sandbox anew: while no server ran nobody could use one,
+// or ping it.
+func (c *clocks) greet(ctx context.Context) {
+	timed, err := c.store.List(ctx, Filter{Status: Running, Timed: true})
+	if err != nil && ctx.Err() == nil {
+		c.log.ErrorContext(ctx, "could not begin the idle times of the sandboxes anew", "error", err)
+	}
+	for _, sb := range timed {
+		c.activity.touch(sb.ID)
 	}
 }
 
