@@ -68,6 +68,12 @@ func (p *Peer) Close() error {
 	return err
 }
 
+// Shared is a directory that every container sees, read-only, at SharedMount.
+func (p *Peer) Shared() string { return filepath.Join(p.dir, "shared") }
+
+// SharedMount is where containers see what is in Shared.
+const SharedMount = "/mnt"
+
 // Container is one bare container.
 type Container struct {
 	peer *Peer
@@ -110,7 +116,7 @@ func (c *Container) spec(args []string) *specs.Spec {
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro"}},
 			// Makes runsc start a gofer, which the overlay's file needs.
-			{Destination: "/mnt", Type: "bind", Source: filepath.Join(c.peer.dir, "shared"), Options: []string{"bind", "ro"}},
+			{Destination: SharedMount, Type: "bind", Source: c.peer.Shared(), Options: []string{"bind", "ro"}},
 		},
 		Annotations: map[string]string{
 			"dev.gvisor.spec.rootfs.source":  c.peer.image,

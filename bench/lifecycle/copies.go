@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -128,7 +127,7 @@ func (b *bench) forkBare(ctx context.Context, c *bareGuest) (took time.Duration,
 		}
 	}()
 	for i := range copies {
-		made, err := b.peer.Prepare(fmt.Sprintf("fork%02d-", i), "/usr/bin/python3", "-c", watcher, strconv.Itoa(largeMiB))
+		made, err := b.peer.Prepare(fmt.Sprintf("fork%02d-", i), bareArgs(largeMiB)...)
 		if err != nil {
 			return 0, err
 		}

@@ -16,17 +16,19 @@ import (
 )
 
 // watcher is the program in every guest that is measured. It holds as many MiB as it is told
-// to and looks at the clock each millisecond; it prints when it has not had the processor for
-// longer than two: the time, and for how long, in microseconds. A restore is such a gap too.
+// to and looks at the clock each millisecond. When it has not had the processor for longer
+// than two it prints the time, and for how long, in microseconds, and otherwise now and then
+// that it is there. A restore is such a gap too.
 const watcher = `
 import os, sys, time
 kept = os.urandom(int(sys.argv[1]) << 20)
 print('up', flush=True)
-last = time.monotonic()
+last = told = time.monotonic()
 while True:
     time.sleep(0.001)
     now = time.monotonic()
-    if now - last > 0.002:
+    if now - last > 0.002 or now - told > 0.05:
+        told = now
         print('%d %d' % (time.time() * 1e6, (now - last) * 1e6), flush=True)
     last = now
 `
@@ -43,6 +45,19 @@ func parseGap(line string) (gap, error) {
 		return gap{}, fmt.Errorf("the watcher printed %q", line)
 	}
 	return gap{time.UnixMicro(ended), time.Duration(took) * time.Microsecond}, nil
+}
+
+// stopped is for how long a guest stood still at most between two times. It asks for what
+// the watcher has seen until that is of a later time.
+func stopped(ctx context.Context, from, to time.Time, seen func() ([]gap, error)) (most time.Duration, err error) {
+	return most, await(ctx, "the watcher goes on", func() error {
+		gaps, err := seen()
+		if err == nil && (len(gaps) == 0 || gaps[len(gaps)-1].ended.Before(to)) {
+			err = errors.New("it has not printed yet")
+		}
+		most = longest(gaps, from)
+		return err
+	})
 }
 
 // longest is the longest of the gaps that ended after a time.
@@ -190,10 +205,10 @@ func follow(output io.Reader) *follower {
 	return f
 }
 
-func (f *follower) gaps() []gap {
+func (f *follower) gaps() ([]gap, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.all[:len(f.all):len(f.all)]
+	return f.all[:len(f.all):len(f.all)], nil
 }
 
 // awaitFirst waits for the first line.

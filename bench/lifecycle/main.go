@@ -75,8 +75,8 @@ type bench struct {
 	curves []curve
 }
 
-const legend = `The raw peer is bare runsc of the same build with the same image and limits and the same program in it, in turns
-with Wrenn: of a pause, runsc checkpoint, which syncs nothing to the disk; of a resume, runsc create + restore in a
+const legend = `The raw peer is bare runsc of the same build with the same image and limits and the same programs in it, the guest
+daemon too, in turns with Wrenn: of a pause, runsc checkpoint, which syncs nothing to the disk; of a resume, runsc create + restore in a
 network namespace that stands ready, until the program has written a byte; of a snapshot, runsc checkpoint
 --leave-running; of forks, one such checkpoint and the restores side by side. A pause is from the request to its answer,
 with all on the disk; a resume from the request to the first output of a command. How long a sandbox stands still is
@@ -112,6 +112,9 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.peer.Close()) }()
+	if err := b.shareDaemon(); err != nil {
+		return err
+	}
 	if b.server, err = product.Start(ctx, server, b.dir); err != nil {
 		return err
 	}
