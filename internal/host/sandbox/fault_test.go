@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/internal/host/child"
 	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
 )
 
@@ -105,12 +106,8 @@ var faultActions = map[string]func(context.Context, world, *host) error{
 		return h.Snapshots().SetWarm(ctx, []Warm{{snapX, 1}})
 	},
 	"end": func(_ context.Context, w world, h *host) error {
-		data, err := os.ReadFile(filepath.Join(w.runDir, "bundles", idA, "sentry.pid"))
+		pid, err := w.sentryPID(idA)
 		if err != nil {
-			return err
-		}
-		var pid int
-		if _, err := fmt.Sscan(string(data), &pid); err != nil {
 			return err
 		}
 		return unix.Kill(pid, unix.SIGKILL)
@@ -208,7 +205,7 @@ func TestDeathOfTheAgentAtEveryPoint(t *testing.T) {
 		}
 		for _, point := range points {
 			name := c.do + " " + string(c.before) + " " + point
-			if failed := !t.Run(name, func(t *testing.T) { h = w.dieAt(t, h, tally, c, point) }); failed {
+			if failed := !t.Run(name, func(t *testing.T) { w.dieAt(t, &h, tally, c, point) }); failed {
 				return // what follows would only say that again
 			}
 		}
@@ -216,8 +213,9 @@ func TestDeathOfTheAgentAtEveryPoint(t *testing.T) {
 }
 
 // dieAt brings A into its state, lets a process die with it, and looks at what is then.
-func (w world) dieAt(t *testing.T, h *host, tally *tally, c faultCase, point string) *host {
+func (w world) dieAt(t *testing.T, opened **host, tally *tally, c faultCase, point string) {
 	ctx := context.WithoutCancel(t.Context())
+	h := *opened
 	h.bring(t, idA, c.before)
 	tally.h = h
 	tally.look(t, idB)
@@ -240,9 +238,13 @@ func (w world) dieAt(t *testing.T, h *host, tally *tally, c faultCase, point str
 	if err := h.shut(ctx); err != nil {
 		t.Fatal(err)
 	}
-	w.die(t, c.do, point)
+	died := w.die(ctx, c.do, point)
 	if h, err = w.open(ctx, Config{}); err != nil {
 		t.Fatal(err)
+	}
+	*opened = h
+	if died != nil {
+		t.Fatal(died)
 	}
 	tally.h = h
 	w.consistent(t, h)
@@ -253,7 +255,7 @@ func (w world) dieAt(t *testing.T, h *host, tally *tally, c faultCase, point str
 		t.Fatalf("it is still there: %+v, %v", sb, err)
 	case c.after == "":
 		tally.forget(idA)
-		return h
+		return
 	case err != nil || sb.Status != c.after:
 		t.Fatalf("it is %+v, %v; want %s", sb, err, c.after)
 	}
@@ -278,30 +280,29 @@ func (w world) dieAt(t *testing.T, h *host, tally *tally, c faultCase, point str
 	}
 	h.bring(t, idA, Running)
 	tally.look(t, idA)
-	return h
 }
 
 // die runs a process until it dies at a point of what it does.
-func (w world) die(t *testing.T, do, point string) {
-	t.Helper()
+func (w world) die(ctx context.Context, do, point string) error {
 	told, err := json.Marshal(dying{w.dir, w.runDir, w.instance, w.bin, w.images, do, point})
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	self, err := os.Executable()
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	cmd := exec.CommandContext(t.Context(), self)
+	cmd := exec.CommandContext(ctx, self)
 	cmd.Env = append(os.Environ(), faultChild+"="+string(told))
 	var said strings.Builder
 	cmd.Stderr = &said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	err = cmd.Run()
+	err = child.Run(cmd)
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-		t.Fatalf("%v: %s", err, said.String())
+		return fmt.Errorf("the process should have been killed: %w: %s", err, said.String())
 	}
+	return nil
 }
 
 // bring brings a sandbox into a state, whatever it is in. One that runs was paused before, so

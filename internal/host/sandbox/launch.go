@@ -155,7 +155,7 @@ func (l *launch) awaitGuest(ctx context.Context) error {
 			return err
 		}
 	}
-	ctx, stop := l.whileItRuns(ctx)
+	ctx, stop := l.s.whileRunning(ctx, l.id)
 	defer stop()
 	if err := guest.WaitReady(ctx); err != nil {
 		return errors.Join(context.Cause(ctx), err)
@@ -164,13 +164,16 @@ func (l *launch) awaitGuest(ctx context.Context) error {
 	return nil
 }
 
-// whileItRuns returns a context that ends with the run: a guest that dies while it starts
-// never answers.
-func (l *launch) whileItRuns(ctx context.Context) (_ context.Context, stop func()) {
+// errEnded is why nobody waits any longer for a guest that is gone.
+var errEnded = fault.New(fault.AgentError, "the sandbox ended meanwhile")
+
+// whileRunning returns a context that ends with the run: a guest that has died never
+// answers.
+func (s *Service) whileRunning(ctx context.Context, run string) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	l.s.watchers.Go(func() {
-		if _, err := l.s.cfg.Runtime.Wait(ctx, l.id); err == nil {
-			cancel(fault.New(fault.AgentError, "the sandbox ended while it was starting"))
+	s.watchers.Go(func() {
+		if _, err := s.cfg.Runtime.Wait(ctx, run); err == nil {
+			cancel(errEnded)
 		}
 	})
 	return ctx, func() { cancel(nil) }
@@ -178,7 +181,7 @@ func (l *launch) whileItRuns(ctx context.Context) (_ context.Context, stop func(
 
 // introduce tells the guest who it is from now on, which also wakes it.
 func (l *launch) introduce(ctx context.Context, sb Sandbox) error {
-	ctx, stop := l.whileItRuns(ctx)
+	ctx, stop := l.s.whileRunning(ctx, l.id)
 	defer stop()
 	guest := l.run.guest
 	if l.formerToken != "" && l.formerToken != l.origin.Token {

@@ -222,22 +222,7 @@ var adoptPhases = []phase[*adoption]{
 	{"unhold", "let its network go on", func(a *adoption, ctx context.Context) error {
 		return a.s.cfg.Network.Unhold(ctx, a.e.run.slot)
 	}},
-	{"init", "wake the guest", (*adoption).wake},
-}
-
-// wakeTime bounds how long a start waits for the guest of one sandbox.
-const wakeTime = 5 * time.Second
-
-// wake tells the guest who it is, in case it was brought to rest. One that does not answer
-// is as it was before.
-func (a *adoption) wake(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, wakeTime)
-	defer cancel()
-	e := a.e
-	if err := e.run.guest.Init(ctx, identity(e.sandbox, e.origin, e.run)); err != nil {
-		a.s.cfg.Log.Warn("wake the guest of a sandbox that was taken over", "sandbox", e.sandbox.ID, "error", err)
-	}
-	return nil
+	{"init", "wake the guest", func(a *adoption, ctx context.Context) error { a.s.wake(ctx, a.e); return nil }},
 }
 
 // parallelEnds is how many sandboxes are worked on at once when it is about all of them.

@@ -23,7 +23,7 @@ func request(id string) CreateRequest {
 }
 
 // eventually waits for a condition for at most ten seconds.
-func eventually(t *testing.T, what string, condition func() bool) {
+func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()

@@ -36,7 +36,7 @@ type imaging struct {
 
 // imagePhases are its steps. The sandbox stands still from the second to the third.
 var imagePhases = []phase[*imaging]{
-	{"prepare", "tidy the guest up", func(i *imaging, ctx context.Context) error { return i.e.run.guest.Prepare(ctx, true) }},
+	{"prepare", "tidy the guest up", func(i *imaging, ctx context.Context) error { return i.s.prepareGuest(ctx, i.e, true) }},
 	{"checkpoint", "write its memory and files", func(i *imaging, ctx context.Context) error {
 		return i.freeze(ctx, i.e, i.id, func(d *snapshot.Draft) { i.draft, i.began = d, time.Now() })
 	}},

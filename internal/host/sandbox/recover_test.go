@@ -1,0 +1,138 @@
+package sandbox
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
+	"github.com/wrenn-sandbox/wrenn/internal/host/snapshot"
+)
+
+// A record says what a process that died was about to do; the next one finishes it, undoes
+// it, or takes over what runs.
+func TestOpenGoesOnFromRecords(t *testing.T) {
+	for name, test := range map[string]struct {
+		status    Status
+		dead      bool // the sentry has ended meanwhile
+		committed bool // the pause under way had its snapshot on the disk
+		want      Status
+		says      string
+	}{
+		"running":                      {status: Running, want: Running},
+		"running, dead":                {status: Running, dead: true, want: Failed, says: "can be resumed from its pause"},
+		"pausing":                      {status: Pausing, want: Running},
+		"pausing, committed":           {status: Pausing, committed: true, want: Running},
+		"pausing, dead":                {status: Pausing, dead: true, want: Failed, says: "can be resumed from its pause"},
+		"pausing, committed and dead":  {status: Pausing, committed: true, dead: true, want: Paused},
+		"paused, and its run is there": {status: Paused, want: Paused},
+		"resuming":                     {status: Resuming, want: Paused, says: "as it was when it was paused"},
+		"in error":                     {status: Failed, want: Failed},
+		"being made":                   {status: Starting},
+		"being removed":                {status: Stopping},
+		"removed":                      {status: Stopped},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine()
+			dir := t.TempDir()
+			first := m.open(t, dir)
+			if _, err := first.Create(t.Context(), request(idA)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := first.Pause(t.Context(), idA); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := first.Resume(t.Context(), idA, 0); err != nil {
+				t.Fatal(err)
+			}
+			e := first.entries[idA]
+			// As in the middle of a pause: nobody knows whether it was frozen.
+			m.frozen[idA], m.held[e.run.slot.Index] = true, true
+			if test.committed {
+				commit(t, first, "pa-new")
+			}
+			first.set(e, func(st *state) { st.sandbox.Status, st.draft = test.status, "pa-new" })
+			first.crash()
+			if test.dead {
+				m.end(idA, runtime.Exit{})
+			}
+
+			s := m.open(t, dir)
+			sb, err := s.Get(idA)
+			if test.want == "" {
+				if err == nil || m.taken() != nothingTaken || len(s.cfg.Snapshots.List()) > 0 {
+					t.Fatalf("it is there: %+v; %s, %v", sb, m.taken(), s.cfg.Snapshots.List())
+				}
+				return
+			}
+			if err != nil || sb.Status != test.want || !strings.Contains(sb.Reason, test.says) {
+				t.Fatalf("it is %+v, %v", sb, err)
+			}
+			if runs := m.taken() != nothingTaken; runs != (test.want == Running) {
+				t.Errorf("taken: %s", m.taken())
+			}
+			if len(m.frozen)+len(m.held) > 0 {
+				t.Errorf("frozen %v, held %v", m.frozen, m.held)
+			}
+			if list := s.cfg.Snapshots.List(); len(list) != 1 {
+				t.Errorf("snapshots %v", list)
+			}
+			if test.want != Running {
+				if _, err := s.Resume(t.Context(), idA, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := s.Guest(idA); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// commit makes a snapshot of A as a pause does.
+func commit(t *testing.T, s *Service, id string) {
+	t.Helper()
+	draft, err := s.cfg.Snapshots.Draft(t.Context(), id, 0)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(draft.Dir(), "memory"), []byte("of "+idA), 0o600)
+	}
+	if err == nil {
+		_, err = draft.Commit(t.Context(), s.manifest(s.entries[idA], snapshot.Pause, 0))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What was written down of a sandbox brings it back when its record is lost.
+func TestALostRecordIsFoundInASnapshot(t *testing.T) {
+	m := newMachine()
+	dir := t.TempDir()
+	s := m.open(t, dir)
+	for _, id := range []string{idA, idB} {
+		if _, err := s.Create(t.Context(), request(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Pause(t.Context(), idA); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all is given back", func() bool { return m.taken() == "slots [2], running ["+idB+"]" })
+	s.crash()
+	for _, id := range []string{idA, idB} {
+		if err := os.WriteFile(s.records.path(id), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = m.open(t, dir)
+	if sb, err := s.Resume(t.Context(), idA, 0); err != nil || sb.Resources != request(idA).Resources || m.inits[idA].EnvVars["COLOUR"] != "green" {
+		t.Errorf("%+v, %v, told %+v", sb, err, m.inits[idA])
+	}
+	if sb, err := s.Get(idB); err != nil || sb.Status != Failed || sb.Reason == "" {
+		t.Errorf("%+v, %v", sb, err)
+	}
+	if taken := m.taken(); taken != "slots [1], running ["+idA+"]" {
+		t.Errorf("taken: %s", taken)
+	}
+}
