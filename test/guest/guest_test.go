@@ -42,7 +42,7 @@ const (
 	notInTheImage = "ssh-keygen"
 
 	// limit bounds the tests of one package in the sandbox, patience all else.
-	limit    = 45 * time.Second
+	limit    = 90 * time.Second
 	patience = 20 * time.Second
 	tick     = 5 * time.Millisecond
 )
