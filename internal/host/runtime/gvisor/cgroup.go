@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -136,7 +135,7 @@ func removeTree(dir string) error {
 // memory. It must be asked before the cgroup is removed.
 func (c cgroups) outOfMemory(id string) bool {
 	if c.v2 {
-		return c.happened("", id, "memory.events", "oom_kill")
+		return c.happened("memory", id, "memory.events", "oom_kill")
 	}
 	return c.happened("memory", id, "memory.oom_control", "oom_kill")
 }
@@ -144,9 +143,6 @@ func (c cgroups) outOfMemory(id string) bool {
 // outOfTasks reports whether the kernel has refused the sandbox another task, which the
 // sentry does not survive. It must be asked before the cgroup is removed.
 func (c cgroups) outOfTasks(id string) bool {
-	if c.v2 {
-		return c.happened("", id, "pids.events", "max")
-	}
 	return c.happened("pids", id, "pids.events", "max")
 }
 
@@ -159,61 +155,33 @@ func (c cgroups) happened(controller, id, file, counter string) bool {
 // counters returns counters from one of the sandbox's files, which has a name and a
 // number in each line; 0 for one that is not there.
 func (c cgroups) counters(controller, id, file string, names ...string) ([]uint64, error) {
-	data, err := os.ReadFile(filepath.Join(c.root, controller, c.parent, id, file))
+	data, err := os.ReadFile(c.file(controller, id, file))
 	if err != nil {
 		return nil, err
 	}
+	return parseCounters(string(data), names)
+}
+
+func parseCounters(text string, names []string) ([]uint64, error) {
 	counts := make([]uint64, len(names))
-	for line := range strings.Lines(string(data)) {
+	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if i := slices.Index(names, name); i >= 0 {
-			if counts[i], err = strconv.ParseUint(value, 10, 64); err != nil {
-				return nil, err
-			}
+		i := slices.Index(names, name)
+		if i < 0 {
+			continue
+		}
+		var err error
+		if counts[i], err = strconv.ParseUint(value, 10, 64); err != nil {
+			return nil, err
 		}
 	}
 	return counts, nil
 }
 
-// number returns the number that one of the sandbox's files consists of.
-func (c cgroups) number(controller, id, file string) (uint64, error) {
-	data, err := os.ReadFile(filepath.Join(c.root, controller, c.parent, id, file))
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
-}
-
-// cpuTime returns the processor time that the sandbox has had.
-func (c cgroups) cpuTime(id string) (time.Duration, error) {
-	if !c.v2 {
-		n, err := c.number("cpuacct", id, "cpuacct.usage")
-		return time.Duration(n), err // nanoseconds
-	}
-	counts, err := c.counters("", id, "cpu.stat", "usage_usec")
-	if err != nil {
-		return 0, err
-	}
-	return time.Duration(counts[0]) * time.Microsecond, nil
-}
-
-// memory returns what the sandbox holds, in bytes, without the pages of files, which the
-// kernel takes back when it needs them. The guest's own memory is no such pages.
-func (c cgroups) memory(id string) (uint64, error) {
-	controller, usage, names := "memory", "memory.usage_in_bytes", []string{"total_inactive_file", "total_active_file"}
+// file returns the path of one of the sandbox's files; under v2 all are in one place.
+func (c cgroups) file(controller, id, file string) string {
 	if c.v2 {
-		controller, usage, names = "", "memory.current", []string{"inactive_file", "active_file", "slab_reclaimable"}
+		controller = ""
 	}
-	used, err := c.number(controller, id, usage)
-	if err != nil {
-		return 0, err
-	}
-	reclaimable, err := c.counters(controller, id, "memory.stat", names...)
-	if err != nil {
-		return 0, err
-	}
-	for _, n := range reclaimable {
-		used -= min(used, n) // the files are read one after the other
-	}
-	return used, nil
+	return filepath.Join(c.root, controller, c.parent, id, file)
 }

@@ -41,17 +41,22 @@ func TestCgroupsOfBothVersionsAreRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(version, err)
 		}
-		if cpu, err := c.cpuTime("one"); err != nil || cpu != 3*time.Second {
+		g, err := c.gauge("one")
+		if err != nil {
+			t.Fatal(version, err)
+		}
+		t.Cleanup(g.close)
+		if cpu, err := g.cpuTime(); err != nil || cpu != 3*time.Second {
 			t.Errorf("%s: cpu time %v, %v", version, cpu, err)
 		}
-		if used, err := c.memory("one"); err != nil || used != 750000 {
+		if used, err := g.memoryBytes(); err != nil || used != 750000 {
 			t.Errorf("%s: memory %d, %v", version, used, err)
 		}
 		if !c.outOfMemory("one") || c.outOfTasks("one") || c.outOfMemory("two") {
 			t.Errorf("%s: events are misread", version)
 		}
-		if _, err := c.memory("two"); !os.IsNotExist(err) {
-			t.Errorf("%s: memory of none: %v", version, err)
+		if _, err := c.gauge("two"); !os.IsNotExist(err) {
+			t.Errorf("%s: gauge of none: %v", version, err)
 		}
 	}
 }

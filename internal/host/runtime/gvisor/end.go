@@ -94,7 +94,7 @@ func waitProcess(ctx context.Context, pid int, stillIt func() bool) error {
 // ask runsc: `runsc delete` talks to the sentry, which may not answer any more, knows
 // nothing of what a crash has left half made, and does nothing besides.
 func (d *Driver) Destroy(ctx context.Context, id string) error {
-	d.overlays.forget(id)
+	defer d.meters.forget(id)
 	if err := d.killAll(ctx, id); err != nil {
 		return err
 	}
@@ -177,9 +177,10 @@ func (d *Driver) runscProcesses(id string) ([]int, error) {
 // nullNetns is a mount that runsc makes in its state directory and never takes away.
 const nullNetns = "null-netns"
 
-// Close removes the driver's own directories, mount and cgroup when no sandbox is left in
-// them; it leaves those of living sandboxes alone.
+// Close gives back what the driver holds. It removes its directories, mount and cgroup
+// when no sandbox is left in them; it leaves those of living sandboxes alone.
 func (d *Driver) Close() error {
+	d.meters.close()
 	ids, err := d.List(context.Background())
 	if err != nil || len(ids) > 0 {
 		return err

@@ -50,8 +50,8 @@ type Driver struct {
 	cgroups  cgroups
 	programs programs
 	// current is the hash of the program that new sandboxes are started with.
-	current  string
-	overlays overlays
+	current string
+	meters  meters
 }
 
 var _ runtime.Driver = (*Driver)(nil)

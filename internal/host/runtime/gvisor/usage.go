@@ -19,73 +19,112 @@ import (
 var _ runtime.Meter = (*Driver)(nil)
 
 // Usage returns what a sandbox uses, from the host's kernel alone: no guest is asked.
-func (d *Driver) Usage(_ context.Context, id string) (runtime.Usage, error) {
-	disk, err := d.overlays.size(d, id)
-	if err != nil {
+func (d *Driver) Usage(_ context.Context, id string) (used runtime.Usage, err error) {
+	m, known := d.meters.get(id)
+	if known {
+		if used, err = m.read(); err == nil {
+			return used, nil
+		}
+		d.meters.forget(id) // it has ended, and may have been started again
+	}
+	if m, err = d.newMeter(id); err != nil {
 		return runtime.Usage{}, usageError(id, err)
 	}
-	cpu, err := d.cgroups.cpuTime(id)
-	if err != nil {
+	if used, err = m.read(); err != nil {
+		m.cgroup.close()
 		return runtime.Usage{}, usageError(id, err)
 	}
-	memory, err := d.cgroups.memory(id)
-	if err != nil {
-		return runtime.Usage{}, usageError(id, err)
-	}
-	return runtime.Usage{CPU: cpu, MemoryBytes: memory, DiskBytes: disk}, nil
+	d.meters.put(id, m)
+	return used, nil
 }
 
 // usageError tells a sandbox that has ended, meanwhile or long ago, from what is wrong.
 func usageError(id string, err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrClosed) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH) {
 		return fault.Wrap(err, fault.NotFound, "sandbox %s does not run", id)
 	}
 	return fmt.Errorf("measure %s: %w", id, err)
 }
 
-// overlayFile is the file that a sentry keeps a guest's written data in. It has no name
-// any more, so it is reached through the sentry's descriptor.
-type overlayFile struct {
-	path     string // /proc/<sentry>/fd/<n>
+// meter is where one run of a sandbox is measured.
+type meter struct {
+	cgroup *cgroupGauge
+	// overlay is the file that a sentry keeps a guest's written data in. It has no name any
+	// more, so it is reached through the sentry's descriptor: /proc/<sentry>/fd/<n>.
+	overlay  string
 	dev, ino uint64
 }
 
-// overlays remembers where the sandboxes' overlay files are. It is a cache: each entry is
-// verified before it is used. The zero value is ready, and safe for concurrent use.
-type overlays struct {
-	mu    sync.Mutex
-	files map[string]overlayFile
-}
-
-// size returns how much of the disk a sandbox's file takes, in bytes; fs.ErrNotExist when
-// the sandbox does not run.
-func (o *overlays) size(d *Driver, id string) (uint64, error) {
-	o.mu.Lock()
-	file, known := o.files[id]
-	o.mu.Unlock()
-	if known {
-		if st, err := statFile(file.path); err == nil && st.Dev == file.dev && st.Ino == file.ino {
-			return diskBytes(st), nil
-		}
-		o.forget(id)
-	}
-	path, st, err := d.findOverlay(id)
+func (d *Driver) newMeter(id string) (m meter, err error) {
+	overlay, st, err := d.findOverlay(id)
 	if err != nil {
-		return 0, err
+		return m, err
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.files == nil {
-		o.files = map[string]overlayFile{}
-	}
-	o.files[id] = overlayFile{path: path, dev: st.Dev, ino: st.Ino}
-	return diskBytes(st), nil
+	cgroup, err := d.cgroups.gauge(id)
+	return meter{cgroup: cgroup, overlay: overlay, dev: st.Dev, ino: st.Ino}, err
 }
 
-func (o *overlays) forget(id string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	delete(o.files, id)
+// read measures. When the sandbox has ended, it fails.
+func (m meter) read() (used runtime.Usage, err error) {
+	st, err := statFile(m.overlay)
+	if err != nil {
+		return used, err
+	}
+	if st.Dev != m.dev || st.Ino != m.ino {
+		return used, fs.ErrNotExist // the process is another one by now
+	}
+	const sector = 512 // the unit of st_blocks, whatever the file system's
+	used.DiskBytes = uint64(st.Blocks) * sector
+	if used.CPU, err = m.cgroup.cpuTime(); err != nil {
+		return used, err
+	}
+	used.MemoryBytes, err = m.cgroup.memoryBytes()
+	return used, err
+}
+
+// meters remembers where sandboxes are measured. It is a cache: a meter fails when it is
+// not the right one any more. The zero value is ready, and safe for concurrent use.
+type meters struct {
+	mu     sync.Mutex
+	meters map[string]meter
+}
+
+func (ms *meters) get(id string) (meter, bool) {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	m, known := ms.meters[id]
+	return m, known
+}
+
+func (ms *meters) put(id string, m meter) {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	if ms.meters == nil {
+		ms.meters = map[string]meter{}
+	}
+	if before, two := ms.meters[id]; two { // somebody else measured at the same time
+		before.cgroup.close()
+	}
+	ms.meters[id] = m
+}
+
+func (ms *meters) forget(id string) {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	if m, known := ms.meters[id]; known {
+		m.cgroup.close()
+		delete(ms.meters, id)
+	}
+}
+
+// close gives all files back.
+func (ms *meters) close() {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	for _, m := range ms.meters {
+		m.cgroup.close()
+	}
+	ms.meters = nil
 }
 
 // findOverlay looks through the descriptors of a sandbox's sentry for the file without a
@@ -123,9 +162,4 @@ func (d *Driver) findOverlay(id string) (path string, st unix.Stat_t, err error)
 func statFile(path string) (st unix.Stat_t, err error) {
 	err = unix.Stat(path, &st)
 	return st, err
-}
-
-func diskBytes(st unix.Stat_t) uint64 {
-	const sector = 512 // the unit of st_blocks, whatever the file system's
-	return uint64(st.Blocks) * sector
 }
