@@ -10,7 +10,7 @@ import (
 var contracts = []string{"api", "proto/host", "proto/guest"}
 
 // leaves are small packages that every floor may share. They know no floor.
-var leaves = append([]string{"internal/fault", "internal/atomicfile"}, forTests...)
+var leaves = append([]string{"internal/fault", "internal/atomicfile", "internal/webroute", "internal/relay"}, forTests...)
 
 // forTests are leaves that only tests may import.
 var forTests = []string{"internal/testenv"}
@@ -30,6 +30,8 @@ var rooms = []room{
 	{"proto/guest", nil},
 	{"internal/fault", nil},
 	{"internal/atomicfile", nil},
+	{"internal/webroute", []string{"internal/fault"}},
+	{"internal/relay", nil},
 	{"internal/profile", leaves},
 	{"internal/testenv", nil},
 	{"internal/cli", append([]string{"api", "internal/profile"}, leaves...)},

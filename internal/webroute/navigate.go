@@ -1,0 +1,239 @@
+package webroute
+
+import (
+	"net/http"
+	"net/netip"
+	"path"
+	"strconv"
+	"strings"
+)
+
+// App is the space of one application: its addresses as it knows them itself.
+type App struct {
+	Target
+	// Host is the Host that the application was sent, and Original the one that the client
+	// asked for; empty when that is the same.
+	Host, Original string
+	// Address is the guest's own address.
+	Address netip.Addr
+	// Path is that of the request in the application's space, still encoded. What it
+	// answers with relative to that is left alone, unless it would climb out of the prefix.
+	Path string
+}
+
+// locations are the headers that hold one address.
+var locations = []string{"Location", "Content-Location", "Service-Worker-Allowed"}
+
+// Rewrite puts the addresses in an application's answer that lie in its own space under the
+// target's prefix. What lies elsewhere, and what has the prefix already since the
+// application knows of it, stays as it is.
+func Rewrite(h http.Header, a App) {
+	edit(h, a.rewriteRef, a.rewriteCookiePath)
+	// It would lead clients past the proxy.
+	h.Del("Alt-Svc")
+}
+
+// Strip takes the target's prefix off again, for a client that sees the application at the
+// root of an origin of its own.
+func Strip(h http.Header, t Target) {
+	prefix := t.Prefix()
+	edit(h,
+		func(ref string) string { return stripRef(ref, prefix) },
+		func(p string) string {
+			if rest, ok := cutPath(p, prefix); ok {
+				return rest
+			}
+			return p
+		})
+}
+
+// edit changes every address and every cookie's path in the headers of an answer.
+func edit(h http.Header, ref, cookiePath func(string) string) {
+	for _, name := range locations {
+		for i, v := range h[name] {
+			h[name][i] = ref(v)
+		}
+	}
+	for i, v := range h["Refresh"] {
+		h["Refresh"][i] = editRefresh(v, ref)
+	}
+	for i, v := range h["Set-Cookie"] {
+		h["Set-Cookie"][i] = editCookie(v, cookiePath)
+	}
+}
+
+// rewriteRef is Rewrite for one address.
+func (a App) rewriteRef(ref string) string {
+	trimmed := strings.Trim(ref, " \t")
+	switch {
+	case trimmed == "":
+		return ref
+	case strings.HasPrefix(trimmed, "//"):
+		return a.rewriteAbsolute(ref, "", trimmed[2:])
+	case trimmed[0] == '/':
+		return a.prefixed(trimmed)
+	}
+	// A scheme ends before whatever else could follow it.
+	if i := strings.IndexAny(trimmed, ":/?#"); i > 0 && trimmed[i] == ':' {
+		scheme := strings.ToLower(trimmed[:i])
+		rest, ok := strings.CutPrefix(trimmed[i+1:], "//")
+		if !ok || scheme != "http" && scheme != "https" {
+			return ref
+		}
+		return a.rewriteAbsolute(ref, scheme, rest)
+	}
+	return a.rewriteRelative(ref, trimmed)
+}
+
+// rewriteAbsolute is rewriteRef for an address with an authority; rest is what follows its
+// two slashes.
+func (a App) rewriteAbsolute(ref, scheme, rest string) string {
+	authority, inside := rest, ""
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		authority, inside = rest[:i], rest[i:]
+	}
+	if !a.owns(scheme, authority) {
+		return ref
+	}
+	if inside == "" || inside[0] != '/' {
+		inside = "/" + inside
+	}
+	return a.prefixed(inside)
+}
+
+func (a App) prefixed(inside string) string {
+	prefix := a.Prefix()
+	if _, already := cutPath(inside, prefix); already {
+		return inside
+	}
+	return prefix + inside
+}
+
+// rewriteRelative is rewriteRef for an address that is relative to the request's. At the
+// root of an origin one cannot climb above it; under a prefix one could.
+func (a App) rewriteRelative(ref, trimmed string) string {
+	end := strings.IndexAny(trimmed, "?#")
+	if end < 0 {
+		end = len(trimmed)
+	}
+	if trimmed[:end] != ".." && !strings.Contains(trimmed[:end], "../") && !strings.HasSuffix(trimmed[:end], "/..") {
+		return ref
+	}
+	dir := a.Path[:strings.LastIndexByte(a.Path, '/')+1]
+	resolved := path.Clean("/" + dir + trimmed[:end])
+	if last := path.Base(trimmed[:end]); resolved != "/" && (strings.HasSuffix(trimmed[:end], "/") || last == ".." || last == ".") {
+		resolved += "/"
+	}
+	return a.prefixed(resolved + trimmed[end:])
+}
+
+// owns reports whether an authority is one that the application takes for itself: that
+// which it was asked under, or the guest's own addresses with its port.
+func (a App) owns(scheme, authority string) bool {
+	name, port := splitAuthority(authority)
+	for _, host := range []string{a.Host, a.Original} {
+		if host == "" {
+			continue
+		}
+		hostName, hostPort := splitAuthority(host)
+		if name == hostName && (port == hostPort || isDefault(scheme, port) && isDefault(scheme, hostPort)) {
+			return true
+		}
+	}
+	if port != strconv.Itoa(int(a.Port)) && (!isDefault(scheme, port) || !isDefault(scheme, strconv.Itoa(int(a.Port)))) {
+		return false
+	}
+	if name == "localhost" {
+		return true
+	}
+	ip, err := netip.ParseAddr(strings.Trim(name, "[]"))
+	return err == nil && (ip.IsLoopback() || ip.IsUnspecified() || ip.Unmap() == a.Address)
+}
+
+// isDefault reports whether a port is the one that a scheme has when none is named. An
+// address without a scheme may be of either.
+func isDefault(scheme, port string) bool {
+	switch port {
+	case "":
+		return true
+	case "80":
+		return scheme != "https"
+	case "443":
+		return scheme != "http"
+	}
+	return false
+}
+
+// cutPath takes a prefix off an address that begins with it, as a path does: what follows
+// is nothing, or something that ends a segment. What is left begins with a slash.
+func cutPath(ref, prefix string) (rest string, ok bool) {
+	rest, ok = strings.CutPrefix(ref, prefix)
+	switch {
+	case !ok:
+		return ref, false
+	case rest == "" || rest[0] == '?' || rest[0] == '#':
+		return "/" + rest, true
+	case rest[0] == '/':
+		return rest, true
+	}
+	return ref, false
+}
+
+// stripRef is Strip for one address.
+func stripRef(ref, prefix string) string {
+	rest, ok := cutPath(strings.Trim(ref, " \t"), prefix)
+	if !ok {
+		return ref
+	}
+	// Two slashes, which is what browsers make of all of these, would lead to another host.
+	if next := strings.TrimLeft(rest[1:], "\t"); next != "" && (next[0] == '/' || next[0] == '\\') {
+		return "/." + rest
+	}
+	return rest
+}
+
+// editRefresh changes the address in a Refresh header: "5; url=/x", "0,URL='/x'".
+func editRefresh(v string, ref func(string) string) string {
+	i := strings.IndexAny(v, ";,")
+	if i < 0 {
+		return v
+	}
+	address := strings.TrimLeft(v[i+1:], " \t")
+	if len(address) >= len("url") && strings.EqualFold(address[:len("url")], "url") {
+		if named, ok := strings.CutPrefix(strings.TrimLeft(address[len("url"):], " \t"), "="); ok {
+			address = strings.TrimLeft(named, " \t")
+		}
+	}
+	before, after := v[:len(v)-len(address)], ""
+	if address != "" && (address[0] == '\'' || address[0] == '"') {
+		quote := address[:1]
+		before, address = before+quote, address[1:]
+		if end := strings.Index(address, quote); end >= 0 {
+			address, after = address[:end], address[end:]
+		}
+	}
+	return before + ref(address) + after
+}
+
+// rewriteCookiePath is Rewrite for the path of a cookie.
+func (a App) rewriteCookiePath(p string) string { return a.prefixed(p) }
+
+// editCookie changes the path in a Set-Cookie header. A cookie's domain is taken off: what
+// the application takes for its host need not be the one that the client asked, and a
+// sandbox must not set cookies for its neighbours.
+func editCookie(v string, cookiePath func(string) string) string {
+	parts := strings.Split(v, ";")
+	kept := parts[:1]
+	for _, part := range parts[1:] {
+		name, value, _ := strings.Cut(part, "=")
+		name, value = strings.Trim(name, " \t"), strings.Trim(value, " \t")
+		switch {
+		case strings.EqualFold(name, "domain"):
+			continue
+		case strings.EqualFold(name, "path") && strings.HasPrefix(value, "/"):
+			part = " Path=" + cookiePath(value)
+		}
+		kept = append(kept, part)
+	}
+	return strings.Join(kept, ";")
+}
