@@ -87,18 +87,22 @@ func makeDirs(path string, owner Owner) error {
 
 // Remove removes path and everything below it. What is not there is removed already.
 func (f *Files) Remove(path string) error {
-	tree, err := isTree(path)
-	switch {
-	case err != nil:
-	case tree:
-		err = os.RemoveAll(path)
-	default:
-		err = os.Remove(path)
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := removeWhole(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return explain(err, "remove", path)
 	}
 	return nil
+}
+
+// removeWhole removes a directory with all below it, and of anything else the name.
+func removeWhole(path string) error {
+	tree, err := isTree(path)
+	switch {
+	case err != nil:
+		return err
+	case tree:
+		return os.RemoveAll(path)
+	}
+	return os.Remove(path)
 }
 
 // isTree reports whether path is to be removed with all below it: whether it is itself a

@@ -212,14 +212,7 @@ func TestMove(t *testing.T) {
 
 func TestMoveAcrossFileSystems(t *testing.T) {
 	dir, other, files := t.TempDir(), t.TempDir(), New(numbers{})
-	if err := unix.Mount("none", other, "tmpfs", 0, "size=8m"); err != nil {
-		t.Fatalf("mount: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(other, 0); err != nil {
-			t.Errorf("unmount: %v", err)
-		}
-	})
+	mountMemory(t, other)
 	if err := os.MkdirAll(dir+"/tree/sub", 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -253,6 +246,54 @@ func TestMoveAcrossFileSystems(t *testing.T) {
 	wantCode(t, err, fault.NoSpace, "disk space")
 	onlyEntries(t, dir, "big")
 	onlyEntries(t, other, "to")
+}
+
+func mountMemory(t *testing.T, dir string) {
+	t.Helper()
+	if err := unix.Mount("none", dir, "tmpfs", 0, "size=8m"); err != nil {
+		t.Fatalf("mount: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount: %v", err)
+		}
+	})
+}
+
+// A tree in which another file system is mounted has a place in it to which the kernel does
+// not see that it cannot be moved.
+func TestMoveAcrossIntoItself(t *testing.T) {
+	dir, files := t.TempDir(), New(numbers{})
+	if err := errors.Join(os.MkdirAll(dir+"/tree/mounted", 0o700), os.Symlink("tree/mounted", dir+"/link")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir+"/tree/f", "content", 0o600)
+	mountMemory(t, dir+"/tree/mounted")
+	for _, destination := range []string{dir + "/tree/mounted/x", dir + "/link/x"} {
+		_, err := files.Move(t.Context(), dir+"/tree", destination, someone)
+		wantCode(t, err, fault.InvalidRequest, "cannot be moved into itself")
+	}
+	onlyEntries(t, dir+"/tree/mounted")
+	onlyEntries(t, dir+"/tree", "f", "mounted")
+}
+
+// The links of /proc cannot be removed, and what they lead to must not be instead.
+func TestMoveOfALinkAcrossLeavesWhatItLeadsTo(t *testing.T) {
+	dir, other, files := t.TempDir(), t.TempDir(), New(numbers{})
+	mountMemory(t, other)
+	write(t, dir+"/kept", "content", 0o600)
+	t.Chdir(dir)
+	if _, err := files.Move(t.Context(), "/proc/self/cwd", other+"/cwd", someone); err == nil {
+		t.Error("a link of /proc was moved")
+	}
+	onlyEntries(t, dir, "kept")
+	if err := os.Symlink(dir, dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := files.Move(t.Context(), dir+"/link", other+"/link", someone); err != nil {
+		t.Error(err)
+	}
+	onlyEntries(t, dir, "kept")
 }
 
 func replace(t *testing.T, path string, src io.Reader) error {

@@ -30,7 +30,7 @@ func (f *Files) Move(ctx context.Context, source, destination string, owner Owne
 	}
 	switch {
 	case errors.Is(err, unix.EINVAL):
-		return Entry{}, fault.New(fault.InvalidRequest, "'%s' cannot be moved into itself", source)
+		return Entry{}, intoItself(source)
 	case errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EEXIST):
 		return Entry{}, fault.New(fault.Conflict, "'%s' exists already and is a directory", destination)
 	case errors.Is(err, unix.ENOTDIR):
@@ -41,8 +41,21 @@ func (f *Files) Move(ctx context.Context, source, destination string, owner Owne
 	return f.Stat(destination)
 }
 
+func intoItself(source string) error {
+	return fault.New(fault.InvalidRequest, "'%s' cannot be moved into itself", source)
+}
+
 // moveAcross moves source to another file system.
 func moveAcross(ctx context.Context, source, destination string) (err error) {
+	if _, err := isTree(source); err != nil {
+		return err
+	}
+	// The kernel sees this only within one file system, and a copy would copy itself.
+	if into, err := isBelow(filepath.Dir(destination), source); err != nil {
+		return err
+	} else if into {
+		return intoItself(source)
+	}
 	staging, err := os.MkdirTemp(filepath.Dir(destination), NewFile.prefix()+"*")
 	if err != nil {
 		return err
@@ -55,7 +68,32 @@ func moveAcross(ctx context.Context, source, destination string) (err error) {
 	if err := os.Rename(staged, destination); err != nil {
 		return err
 	}
-	return os.RemoveAll(source)
+	if err := removeWhole(source); err != nil {
+		err = explain(err, "remove", source)
+		return fault.Wrap(err, fault.CodeOf(err), "'%s' was copied to '%s', but not all of it could be removed: %s",
+			source, destination, fault.MessageOf(err))
+	}
+	return nil
+}
+
+// isBelow says whether the directory dir is path, or below it, by whatever links.
+func isBelow(dir, path string) (bool, error) {
+	top, err := os.Lstat(path)
+	if err != nil {
+		return false, err
+	}
+	dir, err = filepath.EvalSymlinks(dir)
+	for err == nil {
+		var info os.FileInfo
+		if info, err = os.Lstat(dir); err == nil && os.SameFile(info, top) {
+			return true, nil
+		}
+		if dir == filepath.Dir(dir) {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
+	return false, err
 }
 
 // copyTree copies path, whatever it is, with owner, mode, times and extended attributes.
