@@ -153,6 +153,8 @@ func explain(err error, action, path string) error {
 		return wrap(fault.InvalidRequest, "path '%s' goes through too many symbolic links, perhaps in a circle", path)
 	case is(unix.ENOSPC, unix.EDQUOT):
 		return wrap(fault.NoSpace, "there is not enough disk space left in the sandbox for '%s'; remove some files", path)
+	case is(unix.EMFILE, unix.ENFILE):
+		return wrap(fault.RateLimited, "too many files are open in the sandbox to %s '%s'; close some and try again", action, path)
 	case is(unix.EACCES, unix.EPERM):
 		return wrap(fault.Forbidden, "the system does not permit to %s '%s'", action, path)
 	case is(unix.EROFS):

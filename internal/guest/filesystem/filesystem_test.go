@@ -248,6 +248,14 @@ func TestMoveAcrossFileSystems(t *testing.T) {
 	onlyEntries(t, other, "to")
 }
 
+// That the daemon has too much open passes, and is nobody's mistake.
+func TestOutOfFiles(t *testing.T) {
+	for _, errno := range []error{unix.EMFILE, unix.ENFILE} {
+		err := Unreadable(&os.PathError{Op: "open", Path: "/f", Err: errno}, "/f")
+		wantCode(t, err, fault.RateLimited, "too many files are open in the sandbox to read '/f'")
+	}
+}
+
 func mountMemory(t *testing.T, dir string) {
 	t.Helper()
 	if err := unix.Mount("none", dir, "tmpfs", 0, "size=8m"); err != nil {

@@ -236,6 +236,71 @@ func openFiles(t *testing.T) int {
 	return len(entries)
 }
 
+// A daemon that can open no more files says so, whatever it was opening, and leaks none.
+func TestOutOfFiles(t *testing.T) {
+	m := newManager(t)
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Error(err)
+		}
+	})
+	run := func(spec Spec) error {
+		_, sub, err := m.Start(t.Context(), spec)
+		if err != nil {
+			return err
+		}
+		defer sub.Close()
+		if r := collect(t, sub); r.end.ExitCode != 0 {
+			t.Errorf("end %+v", r.end)
+		}
+		return nil
+	}
+	for _, spec := range []Spec{shell("true"), terminal("true")} {
+		if err := run(spec); err != nil { // so that what is opened once is open
+			t.Fatal(err)
+		}
+		before := openFiles(t)
+		refused, started := 0, false
+		for room := uint64(0); !started; room++ {
+			limit := was
+			limit.Cur = uint64(highestFile(t)) + 1 + room
+			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+				t.Fatal(err)
+			}
+			err := run(spec)
+			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+				t.Fatal(err)
+			}
+			switch {
+			case err == nil:
+				started = true
+			case !fault.Is(err, fault.RateLimited) || !strings.Contains(fault.MessageOf(err), "too many processes"):
+				t.Fatalf("with room for %d files: %v", room, err)
+			default:
+				refused++
+			}
+		}
+		if after := openFiles(t); refused == 0 || after > before {
+			t.Errorf("refused %d times, %d files before and %d after", refused, before, after)
+		}
+	}
+}
+
+// highestFile returns the highest descriptor below which all are in use.
+func highestFile(t *testing.T) int {
+	t.Helper()
+	fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Close(fd)
+	return fd - 1
+}
+
 func TestIdentityOfAProcess(t *testing.T) {
 	m := newManager(t)
 	spec := shell("id -u; id -g; id -G; pwd; umask; ps -o pid=,pgid=,sid= -p $$; echo $$")

@@ -113,7 +113,10 @@ func (m *Manager) enter() bool {
 func (s *Spec) open() (*files, error) {
 	if s.Terminal == nil {
 		pipes, err := openPipes(s.Stdin, s.User)
-		if err != nil {
+		switch {
+		case outOfFiles(err):
+			return nil, noFiles(err)
+		case err != nil:
 			return nil, fault.Wrap(err, fault.Internal, "the pipes of the command could not be made")
 		}
 		return pipes, nil
@@ -123,6 +126,8 @@ func (s *Spec) open() (*files, error) {
 	}
 	terminal, err := openTerminal(*s.Terminal, s.User)
 	switch {
+	case outOfFiles(err):
+		return nil, noFiles(err)
 	case errors.Is(err, unix.ENOSPC):
 		return nil, fault.Wrap(err, fault.RateLimited, "the sandbox has no more terminals; end some and try again")
 	case err != nil:
@@ -186,6 +191,8 @@ func (m *Manager) startError(err error, spec *Spec) error {
 			"the sandbox has reached its limit of %d processes; end some and try again", m.limit)
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM):
 		return fault.Wrap(err, fault.RateLimited, "the sandbox has no room for another process; end some and try again")
+	case outOfFiles(err):
+		return noFiles(err)
 	case errors.Is(err, unix.ENOENT):
 		return fault.Wrap(err, fault.InvalidRequest,
 			"command '%s' cannot be run: its interpreter, its loader or cwd '%s' does not exist", spec.Cmd, spec.Dir)
@@ -199,6 +206,15 @@ func (m *Manager) startError(err error, spec *Spec) error {
 		return fault.Wrap(err, fault.InvalidRequest, "the arguments and the environment of the command are too long")
 	}
 	return fault.Wrap(err, fault.InvalidRequest, "command '%s' could not be started: %v", spec.Cmd, err)
+}
+
+// outOfFiles says whether err is that the daemon, or the system, can open no more files.
+// Each process and each connection takes some of the daemon's.
+func outOfFiles(err error) bool { return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) }
+
+func noFiles(err error) error {
+	return fault.Wrap(err, fault.RateLimited,
+		"too many processes and connections are open in the sandbox for another command; end some and try again")
 }
 
 // findExecutable returns the path of the program that cmd names.
