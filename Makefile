@@ -78,6 +78,13 @@ test/sdk/node_modules: test/sdk/package.json test/sdk/package-lock.json
 	@cd test/sdk && npm ci
 	@touch $@
 
+# How many operations `make model` has.
+OPS ?= 3000
+
+.PHONY: model
+model: image ## Try thousands of random operations on real sandboxes (OPS=number)
+	WRENN_TEST_OPS=$(OPS) go test -timeout 2h -count=1 -run TestModelForReal -v ./internal/host/sandbox
+
 .PHONY: check
 check: setup-check fmt-check tidy-check vet lint generate-check race ## Format, modules, vet, lint, generated code, race detector
 

@@ -33,8 +33,11 @@ type dying struct {
 
 func TestMain(m *testing.M) {
 	if told := os.Getenv(faultChild); told != "" {
-		fmt.Fprintln(os.Stderr, "the process did not die:", runDying(told))
-		os.Exit(1)
+		if err := runDying(told); err != nil {
+			fmt.Fprintln(os.Stderr, "the process did not die:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
@@ -66,6 +69,9 @@ func runDying(told string) error {
 		return err
 	}
 	opened = true
+	if d.Do == crowdAction {
+		return w.crowd(ctx, h)
+	}
 	if err := faultActions[d.Do](ctx, w, h); err != nil {
 		return err
 	}
@@ -284,25 +290,31 @@ func (w world) dieAt(t *testing.T, opened **host, tally *tally, c faultCase, poi
 
 // die runs a process until it dies at a point of what it does.
 func (w world) die(ctx context.Context, do, point string) error {
+	said, err := w.runChild(ctx, do, point)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		return fmt.Errorf("the process should have been killed: %w: %s", err, said)
+	}
+	return nil
+}
+
+// runChild runs a process of this test that does something, up to a point.
+func (w world) runChild(ctx context.Context, do, point string) (said string, ended error) {
 	told, err := json.Marshal(dying{w.dir, w.runDir, w.instance, w.bin, w.images, do, point})
 	if err != nil {
-		return err
+		return "", err
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return err
+		return "", err
 	}
 	cmd := exec.CommandContext(ctx, self)
 	cmd.Env = append(os.Environ(), faultChild+"="+string(told))
-	var said strings.Builder
-	cmd.Stderr = &said
+	var out strings.Builder
+	cmd.Stderr = &out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	err = child.Run(cmd)
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-		return fmt.Errorf("the process should have been killed: %w: %s", err, said.String())
-	}
-	return nil
+	return out.String(), err
 }
 
 // bring brings a sandbox into a state, whatever it is in. One that runs was paused before, so

@@ -2,9 +2,13 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
@@ -44,12 +48,22 @@ func carryOut[T any](ctx context.Context, op *operation, of T, phases []phase[T]
 				cause := context.Cause(ctx)
 				err = fault.Wrap(err, fault.CodeOf(cause), "%s", fault.MessageOf(cause))
 			}
+			if noProcess(err) {
+				err = fault.Wrap(err, fault.HostUnavailable, "too many processes run on the host; it cannot start another. Delete or pause sandboxes")
+			}
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 		op.took = append(op.took, slog.Duration(p.key, time.Since(began).Round(100*time.Microsecond)))
 		op.at(p.key)
 	}
 	return nil
+}
+
+// noProcess says whether a program was not started because the host's process table, or the
+// part of it that is the agent's, is full.
+func noProcess(err error) bool {
+	var failed *fs.PathError
+	return errors.As(err, &failed) && failed.Op == "fork/exec" && errors.Is(failed.Err, unix.EAGAIN)
 }
 
 // at marks a fault point.
