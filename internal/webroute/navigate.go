@@ -33,10 +33,9 @@ func Rewrite(h http.Header, a App) {
 	h.Del("Alt-Svc")
 }
 
-// Strip takes the target's prefix off again, for a client that sees the application at the
-// root of an origin of its own.
-func Strip(h http.Header, t Target) {
-	prefix := t.Prefix()
+// Strip takes the prefix off again that Rewrite has put before addresses, for a client that
+// sees the application at the root of an origin of its own.
+func Strip(h http.Header, prefix string) {
 	edit(h,
 		func(ref string) string { return stripRef(ref, prefix) },
 		func(p string) string {

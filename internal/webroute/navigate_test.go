@@ -74,7 +74,7 @@ func TestRewriteAndStripAddresses(t *testing.T) {
 			if got := h.Get(name); got != c.want {
 				t.Errorf("%s: %q is %q under the prefix, not %q", name, c.ref, got, c.want)
 			}
-			Strip(h, c.app.Target)
+			Strip(h, prefix)
 			if got := h.Get(name); got != c.atLocal {
 				t.Errorf("%s: %q is %q stripped, not %q", name, c.ref, got, c.atLocal)
 			}
@@ -107,7 +107,7 @@ func TestRewriteAndStripOthers(t *testing.T) {
 		if got := h.Get(c.name); got != c.want {
 			t.Errorf("%s: %q is %q, not %q", c.name, c.sent, got, c.want)
 		}
-		Strip(h, app.Target)
+		Strip(h, prefix)
 		if got := h.Get(c.name); got != c.stripped {
 			t.Errorf("%s: %q is %q stripped, not %q", c.name, c.sent, got, c.stripped)
 		}
@@ -133,7 +133,7 @@ func FuzzRewrite(f *testing.F) {
 			if twice := h.Get(name); twice != once {
 				t.Fatalf("%s %q is %q, and %q when it is done again", name, v, once, twice)
 			}
-			Strip(h, a.Target)
+			Strip(h, prefix)
 			stripped := h.Get(name)
 			if name != "Location" || stripped == once {
 				continue

@@ -31,9 +31,10 @@ type Target struct {
 
 // Prefix is the path under which the target's own paths are found, without a slash at the
 // end.
-func (t Target) Prefix() string {
-	return root + t.Sandbox + "/" + strconv.Itoa(int(t.Port))
-}
+func (t Target) Prefix() string { return Prefix(t.Sandbox, int(t.Port)) }
+
+// Prefix is the path under which a port of a sandbox is found, without a slash at the end.
+func Prefix(sandbox string, port int) string { return root + sandbox + "/" + strconv.Itoa(port) }
 
 // The messages are those that clients of E2B know.
 var (
