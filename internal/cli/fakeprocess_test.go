@@ -161,6 +161,16 @@ func (t *fakeTerminal) part(conn *websocket.Conn) {
 	delete(t.clients, conn)
 }
 
+// pause ends every connection as the pause of the sandbox does.
+func (t *fakeTerminal) pause() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for conn := range t.clients {
+		tell(conn, map[string]any{"type": "error", "data": "the sandbox was paused", "code": fault.InvalidState, "fatal": true})
+		_ = conn.Close(statusPaused, "")
+	}
+}
+
 // cut breaks every connection to the terminal.
 func (t *fakeTerminal) cut() { t.sendAway("") }
 

@@ -49,6 +49,7 @@ type remoteTerminal struct {
 	// killWhenStopped is whether a signal to this program ends the terminal too.
 	killWhenStopped bool
 	ended           bool // it is known that the terminal is no more
+	paused          bool // it goes on when the sandbox is resumed
 
 	pid       int64     // of what runs in it, 0 until the server has said it
 	connected time.Time // when the server took the latest connection, zero if it has not
@@ -126,6 +127,7 @@ func (r *remoteTerminal) follow(ctx context.Context, conn *websocket.Conn) (how 
 			return nil, nil
 		}
 		if err != nil {
+			r.paused = websocket.CloseStatus(err) == statusPaused
 			return nil, cmp.Or(failure, r.broken(err))
 		}
 		switch m.Type {
@@ -170,6 +172,10 @@ func (r *remoteTerminal) broken(err error) error {
 	}
 	return &interruption{fault.Wrap(err, fault.HostUnavailable, "the connection broke")}
 }
+
+// statusPaused is the status with which a server ends the WebSockets of a sandbox that is
+// paused.
+const statusPaused websocket.StatusCode = 4001
 
 // fatal is what the last message of a server means.
 func (r *remoteTerminal) fatal(err error) error {

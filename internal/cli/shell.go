@@ -77,7 +77,10 @@ func (a *app) inTerminal(cmd *cobra.Command, r *remoteTerminal, keys bool) error
 	}
 	switch {
 	case err != nil:
-		if r.tag != "" && !r.ended {
+		switch {
+		case r.tag != "" && r.paused:
+			streamsOf(cmd).warn("the terminal is paused with its sandbox; go back to it with: wrenn resume %s && wrenn shell %[1]s --attach %s", r.id, printable(r.tag))
+		case r.tag != "" && !r.ended:
 			streamsOf(cmd).warn("the terminal goes on without you; go back to it with: wrenn shell %s --attach %s", r.id, printable(r.tag))
 		}
 		return err

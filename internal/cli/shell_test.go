@@ -182,6 +182,26 @@ func TestShellConnectsAgain(t *testing.T) {
 	work.do(terminalMessage{Type: "kill"})
 }
 
+func TestShellOfAPausedSandbox(t *testing.T) {
+	s := served(t)
+	p := sit(t, s, "shell", fakeID(1), "--tag", "work")
+	p.sees("ready> ")
+	s.mu.Lock()
+	work := s.terminals["work"]
+	s.mu.Unlock()
+	work.pause()
+	p.sees(popTitle)
+	p.ends(125)
+	if got := p.stderr.String(); !strings.Contains(got, "wrenn resume "+fakeID(1)+" && wrenn shell "+fakeID(1)+" --attach work\n") || !strings.Contains(got, "was paused") {
+		t.Errorf("it said %q", got)
+	}
+	back := sit(t, s, "shell", fakeID(1), "--attach", "work")
+	back.sees("ready> ")
+	back.types("exit\r")
+	back.sees(popTitle)
+	back.ends(0)
+}
+
 func TestShellLeavesANewerTerminalOfItsTagAlone(t *testing.T) {
 	s := served(t)
 	p := sit(t, s, "shell", fakeID(1), "--tag", "work")
