@@ -27,6 +27,7 @@ type Options struct {
 	Env       map[string]string
 	User      string
 	Metadata  map[string]string
+	Web       WebOptions
 	Wait      time.Duration // how long to wait for room on a full host, at most
 }
 
@@ -82,7 +83,7 @@ func (s *Service) Create(ctx context.Context, o Options) (Sandbox, error) {
 	sb := Sandbox{
 		ID: newID(), Status: Starting, Template: o.Template, Resources: o.Resources,
 		Timeout: o.Timeout, Deadline: o.Deadline, DeadlineFrom: now, OnTimeout: o.OnTimeout,
-		Runtime: host.Runtime, HostID: host.ID, Metadata: o.Metadata,
+		Runtime: host.Runtime, HostID: host.ID, Metadata: o.Metadata, Web: o.Web.settings(),
 		CreatedAt: now, UpdatedAt: now,
 	}
 	defer s.claim(ctx, sb.ID)()

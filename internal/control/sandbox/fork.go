@@ -51,7 +51,7 @@ func (s *Sandbox) copied(timeout *time.Duration) Sandbox {
 	c := Sandbox{
 		ID: newID(), Status: Starting, Template: s.Template, Resources: s.Resources,
 		Timeout: s.Timeout, Deadline: s.Deadline, DeadlineFrom: at, OnTimeout: s.OnTimeout,
-		Runtime: s.Runtime, HostID: s.HostID, Metadata: s.Metadata,
+		Runtime: s.Runtime, HostID: s.HostID, Metadata: s.Metadata, Web: s.Web.renewed(),
 		CreatedAt: at, UpdatedAt: at,
 	}
 	if timeout != nil {

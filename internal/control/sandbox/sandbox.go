@@ -65,6 +65,7 @@ type Sandbox struct {
 	GuestIP string
 
 	Metadata map[string]string
+	Web      Web
 
 	CreatedAt    time.Time
 	StartedAt    time.Time

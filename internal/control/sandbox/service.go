@@ -62,6 +62,8 @@ type Service struct {
 
 	snapshots *Snapshots
 	activity  *activity
+	traffic   *Traffic
+	changes   changes
 	hostInfo  hostInfoCache
 	// hostGoes is set when the host's going away is no news.
 	hostGoes atomic.Bool
@@ -74,7 +76,6 @@ type Service struct {
 // New returns the service of sandboxes.
 func New(cfg Config) *Service {
 	s := &Service{
-		store:     cfg.Store,
 		clocks:    cfg.Clocks,
 		host:      cfg.Host,
 		processes: cfg.Processes,
@@ -83,6 +84,8 @@ func New(cfg Config) *Service {
 		activity:  newActivity(),
 		rearm:     make(chan struct{}, 1),
 	}
+	s.store = tellingStore{cfg.Store, &s.changes}
+	s.traffic = &Traffic{core: s}
 	s.snapshots = &Snapshots{core: s, store: cfg.SnapshotStore, host: cfg.Snapshots, warm: cfg.Warm, warming: make(chan struct{}, 1)}
 	return s
 }

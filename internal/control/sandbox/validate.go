@@ -48,6 +48,9 @@ func (o Options) validate() error {
 	if err := checkWait(o.Wait); err != nil {
 		return err
 	}
+	if err := o.Web.validate(); err != nil {
+		return err
+	}
 	return checkText("user", o.User)
 }
 

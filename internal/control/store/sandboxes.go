@@ -24,7 +24,7 @@ var (
 
 const sandboxColumns = `id, status, reason, template, vcpus, memory_mb, disk_mb, timeout_sec, deadline_sec, on_timeout,
 	runtime, host_id, host_ip, guest_ip, metadata, created_at, started_at, last_active_at, updated_at,
-	deadline_from, paused_at, snapshot_bytes`
+	deadline_from, paused_at, snapshot_bytes, traffic_token, auto_resume, mask_host`
 
 // Insert implements sandbox.Store.
 func (s *Sandboxes) Insert(ctx context.Context, sb sandbox.Sandbox) error {
@@ -33,12 +33,13 @@ func (s *Sandboxes) Insert(ctx context.Context, sb sandbox.Sandbox) error {
 		return err
 	}
 	_, err = s.db.exec(ctx, `INSERT INTO sandboxes (`+sandboxColumns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)`,
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)`,
 		sb.ID, sb.Status, sb.Reason, sb.Template, sb.Resources.VCPUs, sb.Resources.MemoryMB, sb.Resources.DiskMB,
 		int64(sb.Timeout/time.Second), int64(sb.Deadline/time.Second), sb.OnTimeout,
 		sb.Runtime, sb.HostID, sb.HostIP, sb.GuestIP, labels,
 		micros(sb.CreatedAt), micros(sb.StartedAt), micros(sb.LastActiveAt), micros(sb.UpdatedAt),
-		micros(sb.DeadlineFrom), micros(sb.PausedAt), sb.SnapshotBytes)
+		micros(sb.DeadlineFrom), micros(sb.PausedAt), sb.SnapshotBytes,
+		sb.Web.TrafficToken, flag(sb.Web.AutoResume), sb.Web.MaskHost)
 	if err != nil {
 		return fmt.Errorf("insert sandbox %s: %w", sb.ID, err)
 	}
@@ -204,11 +205,11 @@ func (s *Sandboxes) Touch(ctx context.Context, active map[string]time.Time) (err
 func scanSandbox(scan func(...any) error) (sandbox.Sandbox, error) {
 	var sb sandbox.Sandbox
 	var labels string
-	var timeout, deadline, created, started, active, updated, from, paused int64
+	var timeout, deadline, created, started, active, updated, from, paused, autoResume int64
 	err := scan(&sb.ID, &sb.Status, &sb.Reason, &sb.Template,
 		&sb.Resources.VCPUs, &sb.Resources.MemoryMB, &sb.Resources.DiskMB, &timeout, &deadline, &sb.OnTimeout,
 		&sb.Runtime, &sb.HostID, &sb.HostIP, &sb.GuestIP, &labels, &created, &started, &active, &updated,
-		&from, &paused, &sb.SnapshotBytes)
+		&from, &paused, &sb.SnapshotBytes, &sb.Web.TrafficToken, &autoResume, &sb.Web.MaskHost)
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
@@ -219,7 +220,16 @@ func scanSandbox(scan func(...any) error) (sandbox.Sandbox, error) {
 	sb.CreatedAt, sb.StartedAt = fromMicros(created), fromMicros(started)
 	sb.LastActiveAt, sb.UpdatedAt = fromMicros(active), fromMicros(updated)
 	sb.DeadlineFrom, sb.PausedAt = fromMicros(from), fromMicros(paused)
+	sb.Web.AutoResume = autoResume != 0
 	return sb, nil
+}
+
+// flag is how a truth is kept: not all databases have a type for it.
+func flag(v bool) int64 {
+	if v {
+		return 1
+	}
+	return 0
 }
 
 // encodeStrings writes a map as a JSON object, also one that is nil.
