@@ -37,6 +37,11 @@ func (s *Service) follow(ctx context.Context, news HostSandbox) error {
 	if err != nil || row.agrees(news) {
 		return err
 	}
+	// An action may have begun since, and its status of passage be what was read. Without
+	// this look a resume that follows its pause closely would be undone by the pause's news.
+	if s.claims.keep(news) {
+		return nil
+	}
 	// News wait in a queue and may be older than what was done since, so what counts is
 	// what the host says now. It forgets those that have ended.
 	h, err := s.host.Get(ctx, news.ID)

@@ -77,6 +77,45 @@ func TestNewsOfTheHost(t *testing.T) {
 	}
 }
 
+// startingStore lets something begin right before the first row is read.
+type startingStore struct {
+	Store
+	begin func()
+}
+
+func (s *startingStore) Get(ctx context.Context, id string) (Sandbox, error) {
+	if begin := s.begin; begin != nil {
+		s.begin = nil
+		begin()
+	}
+	return s.Store.Get(ctx, id)
+}
+
+// A resume begins while the news of the pause before it is being followed.
+func TestOldNewsDoNotUndoWhatBeganSince(t *testing.T) {
+	s, store, host := newTest(t)
+	store.put(Sandbox{ID: "sb1", Status: Paused})
+	host.set(HostSandbox{ID: "sb1", Status: Paused})
+	var release func()
+	s.store = &startingStore{s.store, func() {
+		release = s.claim(t.Context(), "sb1")
+		if ok, err := store.SetStatus(t.Context(), "sb1", Resuming, "", now(), Paused); !ok || err != nil {
+			t.Errorf("the resume did not begin: %v", err)
+		}
+	}}
+	if err := s.follow(t.Context(), HostSandbox{ID: "sb1", Status: Paused}); err != nil {
+		t.Fatal(err)
+	}
+	if got := store.row("sb1").Status; got != Resuming {
+		t.Errorf("it is %q, and the resume will not find it", got)
+	}
+	// When the resume has come to nothing, the news count.
+	release()
+	if got := store.row("sb1").Status; got != Paused {
+		t.Errorf("it is %q after the resume gave up", got)
+	}
+}
+
 // TestCreateRacesWithReconcile creates sandboxes while the host restarts over and over:
 // none of those that were answered may be taken for lost or left over.
 func TestCreateRacesWithReconcile(t *testing.T) {
