@@ -131,13 +131,16 @@ func run(ctx context.Context, o options) (err error) {
 			continue
 		}
 		fmt.Fprintln(os.Stderr, "measuring", part.name)
-		if err := part.measure(ctx); err != nil {
-			return fmt.Errorf("%s: %w", part.name, err)
+		if partErr := part.measure(ctx); partErr != nil { // what the others say counts all the same
+			err = errors.Join(err, fmt.Errorf("%s: %w", part.name, partErr))
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
 	b.table.Print(os.Stdout, legend)
-	if o.plot == "" || len(b.curves) == 0 {
-		return nil
+	if o.plot != "" && len(b.curves) > 0 {
+		err = errors.Join(err, os.WriteFile(o.plot, plot(b.curves), 0o644))
 	}
-	return os.WriteFile(o.plot, plot(b.curves), 0o644)
+	return err
 }
