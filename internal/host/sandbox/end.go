@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
 )
@@ -226,7 +227,10 @@ func (s *Service) fail(e *entry, reason string) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.life), undoTimeout)
 	defer cancel()
-	s.note(e, func(st *state) { st.sandbox.Status, st.sandbox.Reason = Failed, reason })
+	failed := func(st *state) { st.sandbox.Status, st.sandbox.Reason = Failed, reason }
+	if err := s.note(e, failed, atomicfile.Write); err != nil {
+		s.cfg.Log.Error("note the end of a sandbox", "sandbox", e.sandbox.ID, "error", err)
+	}
 	if err := s.endRun(ctx, e, "end", releaseSlot, fault.New(fault.AgentError, "the sandbox has ended: %s", reason)); err != nil {
 		s.cfg.Log.Error("give back what an ended sandbox held", "sandbox", e.sandbox.ID, "error", err)
 	}

@@ -98,7 +98,9 @@ func (s *Service) copyAll(ctx context.Context, snap snapshot.Snapshot, ids []str
 	forks := make([]Sandbox, len(ids))
 	for i, c := range made {
 		c.publish()
+		s.mu.Lock()
 		forks[i] = c.e.sandbox
+		s.mu.Unlock()
 	}
 	return forks, nil
 }

@@ -161,7 +161,9 @@ func (p *pausing) commit(ctx context.Context) error {
 
 // manifest describes a snapshot of a sandbox.
 func (s *Service) manifest(e *entry, kind snapshot.Kind, stopped time.Duration) snapshot.Manifest {
+	s.mu.Lock() // one that goes on is used meanwhile
 	sb, o := e.sandbox, e.origin
+	s.mu.Unlock()
 	return snapshot.Manifest{
 		Kind: kind, SandboxID: sb.ID, Template: sb.Template, Resources: snapshot.Resources(sb.Resources),
 		Runtime: sb.Runtime, Image: o.Image, GuestDir: o.GuestDir, Env: o.Env, DefaultUser: o.DefaultUser, Token: o.Token,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
 
@@ -14,8 +15,10 @@ type resuming struct {
 	e    *entry
 	need demand
 	wait time.Duration
-	// noted gets the result of noting, on the disk, that the sandbox is about to run.
-	noted chan error
+	// noted is closed when the disk knows, but for noteErr, that the sandbox is about to
+	// run; nil before anything of that has begun.
+	noted   chan struct{}
+	noteErr error
 }
 
 var (
@@ -42,6 +45,11 @@ func (s *Service) Resume(ctx context.Context, id string, wait time.Duration) (Sa
 	}
 	defer done()
 	r := &resuming{e: e, wait: wait}
+	defer func() {
+		if r.noted != nil {
+			<-r.noted // or it would write a record over what comes next
+		}
+	}()
 	r.launch = launch{
 		operation: operation{s: s, name: "resume"}, id: id, hostname: id, resources: e.sandbox.Resources, origin: e.origin,
 		snapshot: e.snapshot, formerToken: e.origin.Token, parked: e.slot, run: &run{id: id},
@@ -101,14 +109,17 @@ func (r *resuming) gotSlot(run *run) {
 		st.run, st.slot = run, run.slot
 		st.sandbox.HostIP, st.sandbox.GuestIP = run.slot.Gateway.String(), run.slot.Guest.Addr().String()
 	})
-	r.noted = make(chan error, 1)
-	go func() { r.noted <- s.keep(e, func(*state) {}) }()
+	r.noted = make(chan struct{})
+	go func() {
+		defer close(r.noted)
+		r.noteErr = s.note(e, func(*state) {}, atomicfile.WriteDurable)
+	}()
 }
 
 func (r *resuming) awaitNote(ctx context.Context) error {
 	select {
-	case err := <-r.noted:
-		return err
+	case <-r.noted:
+		return r.noteErr
 	case <-ctx.Done():
 		return ctx.Err()
 	}

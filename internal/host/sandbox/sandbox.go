@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"regexp"
@@ -310,16 +311,17 @@ func (s *Service) keep(e *entry, change func(*state)) error {
 	return nil
 }
 
-// note lets only the record know of a change that is on its way, in case this process dies
-// before the change is made.
-func (s *Service) note(e *entry, change func(*state)) {
+// note lets only the record know of a change that is on its way, in one of the ways of
+// package atomicfile, in case this process dies before the change is made.
+func (s *Service) note(e *entry, change func(*state), how func(string, []byte, fs.FileMode) error) error {
 	e.telling.Lock()
 	defer e.telling.Unlock()
 	s.mu.Lock()
 	next := e.state
 	s.mu.Unlock()
 	change(&next)
-	if err := s.records.write(next.record(), atomicfile.Write); err != nil {
-		s.cfg.Log.Error("write record", "sandbox", next.sandbox.ID, "error", err)
+	if err := s.records.write(next.record(), how); err != nil {
+		return fmt.Errorf("write record: %w", err)
 	}
+	return nil
 }
