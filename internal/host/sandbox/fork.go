@@ -11,6 +11,10 @@ import (
 	"github.com/wrenn-sandbox/wrenn/internal/host/snapshot"
 )
 
+// parallelCopies is how many copies are restored at once: more would only make all of them
+// slow, and each takes memory of the host's own while it is restored.
+const parallelCopies = 8
+
 // forkTimeout bounds how long the copies may take together.
 const forkTimeout = 5 * time.Minute
 
@@ -60,6 +64,7 @@ func (s *Service) copyAll(ctx context.Context, snap snapshot.Snapshot, ids []str
 		made = make([]*creation, len(ids))
 		errs = make([]error, len(ids))
 		wg   sync.WaitGroup
+		free = make(chan struct{}, parallelCopies)
 	)
 	for i, id := range ids {
 		c, err := s.newCopy(snap, id)
@@ -78,6 +83,8 @@ func (s *Service) copyAll(ctx context.Context, snap snapshot.Snapshot, ids []str
 		}
 		defer done() //nolint:revive,gocritic // all of them are busy until the end of the fork
 		wg.Go(func() {
+			free <- struct{}{}
+			defer func() { <-free }()
 			if errs[i] = c.make(op); errs[i] != nil {
 				cutOff(errs[i])
 			}

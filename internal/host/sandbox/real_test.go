@@ -119,6 +119,20 @@ func (w world) installEnvd() (string, error) {
 	return dir, errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(path, program, 0o755))
 }
 
+// reboot removes what ends with the machine's boot. Nothing runs.
+func (w world) reboot(t testing.TB) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(w.runDir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range append(files, w.leases(t)...) {
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // shut closes a host and keeps what runs.
 func (h *host) shut(ctx context.Context) error {
 	return errors.Join(h.Close(ctx, StopKeep), h.network.Close(), h.runtime.Close(), h.log.Close())
@@ -306,9 +320,12 @@ func TestPauseAndResumeForReal(t *testing.T) {
 		if _, err := h.Guest(idA); !fault.Is(err, fault.InvalidState) {
 			t.Errorf("a paused sandbox can be used: %v", err)
 		}
-		if round == 1 { // a host that is stopped and started meanwhile
+		if round >= 1 { // a host that is stopped and started meanwhile
 			if err := h.shut(t.Context()); err != nil {
 				t.Fatal(err)
+			}
+			if round == 2 {
+				w.reboot(t)
 			}
 			h = w.mustOpen(t)
 		}

@@ -197,7 +197,11 @@ func (s *Service) endFound(ctx context.Context, e *entry, exit runtime.Exit) {
 			return
 		}
 	}
-	s.fail(e, whyEnded(e.sandbox, exit))
+	reason := whyEnded(e.sandbox, exit)
+	if exit == (runtime.Exit{}) {
+		reason = "the sandbox ended while its host's agent was not running; the host may have been restarted"
+	}
+	s.fail(e, reason)
 }
 
 // adoption is the taking over of a run.
