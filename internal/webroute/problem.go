@@ -19,9 +19,9 @@ const (
 	KindClosed    Kind = "closed_port" // nothing listens on the port
 	KindForbidden Kind = "forbidden"
 	KindTooMany   Kind = "too_many"
-	KindBroken    Kind = "broken" // the application answered nothing that is HTTP
-	KindSilent    Kind = "silent" // the application did not answer in time
-	KindRefused   Kind = "refused"
+	KindBroken    Kind = "broken"  // the application answered nothing that is HTTP
+	KindSilent    Kind = "silent"  // the application did not answer in time
+	KindNoPath    Kind = "no_path" // of the guest daemon, for its host alone
 )
 
 // Problem is why a request is not served. Clients of E2B know its status and its message.
@@ -32,45 +32,53 @@ type Problem struct {
 	// Advice says to a person what to do; it is for browsers.
 	Advice string
 	Target Target // the parts that are known
+	// Path is set when there is nothing at it.
+	Path string
 }
 
 // NotFound is the problem of a sandbox that does not exist, or not any more.
 func NotFound(t Target) Problem {
 	t.Port = 0
-	return Problem{KindNotFound, http.StatusBadGateway, "The sandbox was not found",
-		"It may have ended. Look at its name, or start another one.", t}
+	return Problem{Kind: KindNotFound, Status: http.StatusBadGateway, Message: "The sandbox was not found", Target: t,
+		Advice: "It may have ended. Look at its name, or start another one."}
 }
 
 // Paused is the problem of a sandbox that is not running. Its message is that of one which
 // does not exist, as with E2B.
 func Paused(t Target) Problem {
 	t.Port = 0
-	return Problem{KindPaused, http.StatusBadGateway, "The sandbox was not found",
-		"It is paused, or not running yet. Resume it with: wrenn resume " + t.Sandbox, t}
+	return Problem{Kind: KindPaused, Status: http.StatusBadGateway, Message: "The sandbox was not found", Target: t,
+		Advice: "It is paused, or not running yet. Resume it with: wrenn resume " + t.Sandbox}
 }
 
 // Closed is the problem of a port that nothing listens on.
 func Closed(t Target) Problem {
-	return Problem{KindClosed, http.StatusBadGateway, "The sandbox is running but port is not open",
-		fmt.Sprintf("Start a server on port %d in the sandbox, and load this page again. These ports are open: wrenn ports %s", t.Port, t.Sandbox), t}
+	return Problem{Kind: KindClosed, Status: http.StatusBadGateway, Message: "The sandbox is running but port is not open", Target: t,
+		Advice: fmt.Sprintf("Start a server on port %d in the sandbox, and load this page again. These ports are open: wrenn ports %s", t.Port, t.Sandbox)}
 }
 
 // Broken is the problem of an application that answered nothing that is HTTP, or too much
 // of it before its answer began.
 func Broken(t Target) Problem {
-	return Problem{KindBroken, http.StatusBadGateway, "The server in the sandbox did not answer with valid HTTP",
-		fmt.Sprintf("What listens on port %d may be no web server, or has just ended. Look at its output in the sandbox.", t.Port), t}
+	return Problem{Kind: KindBroken, Status: http.StatusBadGateway, Message: "The server in the sandbox did not answer with valid HTTP", Target: t,
+		Advice: fmt.Sprintf("What listens on port %d may be no web server, or has just ended. Look at its output in the sandbox.", t.Port)}
 }
 
 // Silent is the problem of an application that does not answer.
 func Silent(t Target) Problem {
-	return Problem{KindSilent, http.StatusGatewayTimeout, "The server in the sandbox did not answer in time",
-		fmt.Sprintf("What listens on port %d takes connections and does not answer. Look at its output in the sandbox.", t.Port), t}
+	return Problem{Kind: KindSilent, Status: http.StatusGatewayTimeout, Message: "The server in the sandbox did not answer in time", Target: t,
+		Advice: fmt.Sprintf("What listens on port %d takes connections and does not answer. Look at its output in the sandbox.", t.Port)}
 }
 
 // TooMany is the problem of a sandbox that is asked more than it may be.
 func TooMany(t Target, message string) Problem {
-	return Problem{KindTooMany, http.StatusTooManyRequests, message, "Wait a moment, and load this page again.", t}
+	return Problem{Kind: KindTooMany, Status: http.StatusTooManyRequests, Message: message, Target: t,
+		Advice: "Wait a moment, and load this page again."}
+}
+
+// NoPath is the problem of a path that is not for anybody outside the sandbox's host.
+func NoPath(path string) Problem {
+	return Problem{Kind: KindNoPath, Status: http.StatusNotFound, Message: "There is nothing at this path", Path: path}
 }
 
 // Write answers a request with the problem: as JSON, or as a page for a browser that asks
@@ -102,9 +110,10 @@ func (p Problem) json() []byte {
 	body, err := json.Marshal(struct {
 		SandboxID string `json:"sandboxId,omitempty"`
 		Message   string `json:"message"`
+		Path      string `json:"path,omitempty"`
 		Port      uint16 `json:"port,omitempty"`
 		Code      int    `json:"code"`
-	}{p.Target.Sandbox, p.Message, p.Target.Port, p.Status})
+	}{p.Target.Sandbox, p.Message, p.Path, p.Target.Port, p.Status})
 	if err != nil { // strings and numbers always have a JSON form
 		return []byte("{}")
 	}
