@@ -1,0 +1,139 @@
+package webproxy
+
+import (
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+const boxToken = "0123456789abcdefghij0123456789ab"
+
+func privateBox() sandbox.Sandbox {
+	return sandbox.Sandbox{ID: boxID, Status: sandbox.Running, Web: sandbox.Web{TrafficToken: boxToken}}
+}
+
+func TestPrivateSandboxes(t *testing.T) {
+	b := newBench(t, echo, nil, privateBox())
+	for _, c := range []struct {
+		name    string
+		host    string
+		headers []string
+		status  int
+	}{
+		{"nothing", boxHost, nil, 403},
+		{"a wrong token", boxHost, []string{tokenHeader, "x"}, 403},
+		{"the token", boxHost, []string{"e2b-traffic-access-token", boxToken}, 200},
+		{"a made-up cookie", boxHost, []string{"Cookie", passCookie + "=9999999999.00"}, 403},
+		{"envd, which has rules of its own", "49983-" + boxID + ".localhost", nil, 200},
+		{"nobody's", "80-sbnone.localhost", nil, 502},
+	} {
+		if resp := ask(t, b.front, http.MethodGet, c.host, "/", c.headers...); resp.StatusCode != c.status {
+			t.Errorf("%s: %d", c.name, resp.StatusCode)
+		}
+	}
+}
+
+func TestLinks(t *testing.T) {
+	for _, byPath := range []bool{false, true} {
+		b := newBench(t, echo, func(c *Config) {
+			if byPath {
+				c.Domain = ""
+			}
+		}, privateBox())
+		server, host, base, cookiePath := b.front, boxHost, "/", "Path=/;"
+		b.edge.SetAddress("http", "7700", "http://127.0.0.1:7701")
+		if byPath {
+			prefix := "/proxy/" + boxID + "/3000/"
+			server, host, base, cookiePath = b.paths, "127.0.0.1:7701", prefix, "Path="+prefix+";"
+		}
+		link, expires, err := b.edge.Link(privateBox(), 3000)
+		if err != nil || time.Until(expires) > LinkTime || time.Until(expires) < LinkTime-time.Minute {
+			t.Fatalf("%v, %v", expires, err)
+		}
+		_, query, _ := strings.Cut(link, "?")
+		if resp := ask(t, server, http.MethodHead, host, base+"?"+query); resp.StatusCode != http.StatusForbidden {
+			t.Errorf("HEAD: %d", resp.StatusCode)
+		}
+		resp := ask(t, server, http.MethodGet, host, base+"?a=%2F&"+query+"&b")
+		cookie := resp.Header.Get("Set-Cookie")
+		if resp.StatusCode != http.StatusTemporaryRedirect || resp.Header.Get("Location") != base+"?a=%2F&b" {
+			t.Fatalf("%d to %q", resp.StatusCode, resp.Header.Get("Location"))
+		}
+		for _, part := range []string{cookiePath, "HttpOnly", "SameSite=Lax"} {
+			if !strings.Contains(cookie+";", part) {
+				t.Errorf("the cookie %q has no %s", cookie, part)
+			}
+		}
+		if strings.Contains(cookie, "Domain") || strings.Contains(cookie, boxToken) {
+			t.Errorf("the cookie is %q", cookie)
+		}
+		pass, _, _ := strings.Cut(cookie, ";")
+		if got := decode(t, ask(t, server, http.MethodGet, host, base, "Cookie", "x=y; "+pass)); got.Header.Get("Cookie") != "x=y" {
+			t.Errorf("the application gets the cookies %q", got.Header.Get("Cookie"))
+		}
+		if resp := ask(t, server, http.MethodGet, host, base+"?"+query); resp.StatusCode != http.StatusForbidden {
+			t.Errorf("a second use: %d", resp.StatusCode)
+		}
+		// It is for that port alone.
+		other := strings.Replace(host, "3000", "3001", 1)
+		if resp := ask(t, server, http.MethodGet, other, strings.Replace(base, "3000", "3001", 1), "Cookie", pass); resp.StatusCode != http.StatusForbidden {
+			t.Errorf("another port: %d", resp.StatusCode)
+		}
+	}
+}
+
+func TestLinksExpire(t *testing.T) {
+	l := newLinks()
+	to := target{}.Target
+	if l.use(l.add(to, now().Add(-time.Second)), to) {
+		t.Error("an old link was good")
+	}
+	for range maxLinks + 10 {
+		l.add(to, now().Add(time.Minute))
+	}
+	if len(l.open) > maxLinks {
+		t.Errorf("%d links are kept", len(l.open))
+	}
+}
+
+func TestWake(t *testing.T) {
+	b := newBench(t, echo, nil, sandbox.Sandbox{ID: boxID, Status: sandbox.Paused, Web: sandbox.Web{AutoResume: true}})
+	var all sync.WaitGroup
+	for range 10 {
+		all.Go(func() {
+			if resp := ask(t, b.front, http.MethodGet, boxHost, "/"); resp.StatusCode != http.StatusOK {
+				t.Errorf("answered %d", resp.StatusCode)
+			}
+		})
+	}
+	all.Wait()
+	// One that is just being paused is woken when it is.
+	b.sandboxes.mu.Lock()
+	b.sandboxes.sealed = true
+	b.sandboxes.mu.Unlock()
+	if resp := ask(t, b.front, http.MethodGet, boxHost, "/"); resp.StatusCode != http.StatusOK {
+		t.Errorf("while it was sealed: %d", resp.StatusCode)
+	}
+}
+
+func TestWakeThatFails(t *testing.T) {
+	b := newBench(t, echo, nil, sandbox.Sandbox{ID: boxID, Status: sandbox.Paused, Web: sandbox.Web{AutoResume: true}})
+	b.sandboxes.wake = func(string) error { return fault.New(fault.HostUnavailable, "the host has no room") }
+	resp := ask(t, b.front, http.MethodGet, boxHost, "/")
+	if got := body(t, resp); resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(got, "no room") {
+		t.Errorf("%d %s", resp.StatusCode, got)
+	}
+}
+
+func TestSealedWithoutWake(t *testing.T) {
+	b := newBench(t, echo, nil)
+	b.sandboxes.sealed = true
+	if resp := ask(t, b.front, http.MethodGet, boxHost, "/"); resp.StatusCode != http.StatusConflict {
+		t.Errorf("answered %d", resp.StatusCode)
+	}
+}

@@ -1,0 +1,121 @@
+package webproxy
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/wrenn-sandbox/wrenn/internal/relay"
+	"github.com/wrenn-sandbox/wrenn/internal/webroute"
+)
+
+// errCut is that a sandbox ended, or was paused, under a request.
+var errCut = errors.New("the sandbox ended or was paused")
+
+// forward passes a request on, and its answer back.
+func (e *Edge) forward(w http.ResponseWriter, in *http.Request, x *exchange) {
+	out := x.direct(in)
+	out.Body = x.countUpload(out.Body)
+	err := relay.Forward(w, out, e.host, func(resp *http.Response) error {
+		x.note(resp.StatusCode)
+		x.finish(resp.Header)
+		resp.Body = &countedBody{ReadCloser: resp.Body, count: &x.visit.guest.stats.sent, moved: x.moved}
+		return nil
+	})
+	if err != nil {
+		e.failed(w, in, x, err)
+	}
+}
+
+// failed answers a request that got no answer.
+func (e *Edge) failed(w http.ResponseWriter, in *http.Request, x *exchange, err error) {
+	p := e.hostProblem(in, x.to.Target, err)
+	x.note(p.Status)
+	p.Write(w, in)
+}
+
+// direct is the request for the host agent that in is here.
+func (x *exchange) direct(in *http.Request) *http.Request {
+	out := relay.Outgoing(in)
+	// As an opaque whole, the path and the query arrive as the client wrote them.
+	out.URL = &url.URL{Scheme: "http", Host: "host", Opaque: x.to.Prefix() + x.to.rest}
+	x.forwarded(out, in)
+	if x.web.MaskHost != "" {
+		x.mask(out, in)
+	}
+	return out
+}
+
+// forwarded says to the application who asks and how. What the client said of that itself
+// does not count.
+func (x *exchange) forwarded(out, in *http.Request) {
+	header := out.Header
+	for name := range header {
+		if strings.HasPrefix(name, "X-Forwarded-") {
+			delete(header, name)
+		}
+	}
+	header.Del("Forwarded")
+	header.Del("X-Real-Ip")
+	if ip, _, err := net.SplitHostPort(in.RemoteAddr); err == nil {
+		header.Set("X-Forwarded-For", ip)
+	}
+	header.Set("X-Forwarded-Host", in.Host)
+	header.Set("X-Forwarded-Proto", scheme(in))
+	if x.to.prefix != "" {
+		header.Set("X-Forwarded-Prefix", x.to.prefix)
+	}
+}
+
+// mask gives the application the Host header that the sandbox's owner chose. An Origin that
+// is the page's own stays the page's own.
+func (x *exchange) mask(out, in *http.Request) {
+	out.Host = webroute.MaskHost(x.web.MaskHost, x.to.Port)
+	if origin := out.Header.Get("Origin"); origin != "" {
+		out.Header.Set("Origin", webroute.MaskOrigin(origin, in.Host, out.Host))
+	}
+}
+
+// finish makes the headers of an answer those that the client is to get.
+func (x *exchange) finish(header http.Header) {
+	if x.to.prefix == "" {
+		webroute.Strip(header, x.to.Target.Prefix())
+	}
+	if x.to.byHeader {
+		header.Add("Vary", "E2b-Sandbox-Id, E2b-Sandbox-Port")
+	}
+}
+
+func scheme(r *http.Request) string {
+	if r.TLS != nil {
+		return "https"
+	}
+	return "http"
+}
+
+// countUpload counts the body of a request.
+func (x *exchange) countUpload(body io.ReadCloser) io.ReadCloser {
+	if body == nil || body == http.NoBody {
+		return body
+	}
+	return &countedBody{ReadCloser: body, count: &x.visit.guest.stats.received, moved: x.moved}
+}
+
+// countedBody is a body whose bytes are counted as they pass.
+type countedBody struct {
+	io.ReadCloser
+	count *counter
+	moved func()
+}
+
+func (b *countedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if n > 0 {
+		b.count.Add(int64(n))
+		b.moved()
+	}
+	return n, err
+}

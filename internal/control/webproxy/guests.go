@@ -1,0 +1,230 @@
+package webproxy
+
+import (
+	"container/list"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
+)
+
+// factsAge is how long what the store says of a sandbox is believed. Changes are told, so
+// this is only for those that another process makes.
+const factsAge = time.Second
+
+// guests is what is known of sandboxes that were asked for lately. It is bounded: those
+// that nobody talks to are forgotten, the one not asked for longest first. It is safe for
+// concurrent use.
+type guests struct {
+	maxOpen int
+	rate    float64
+
+	mu   sync.Mutex
+	byID map[string]*list.Element // of *guest
+	// recent has the one that was asked for last in front.
+	recent *list.List
+}
+
+func newGuests(maxOpen int, rate float64) *guests {
+	return &guests{maxOpen: maxOpen, rate: rate, byID: make(map[string]*list.Element), recent: list.New()}
+}
+
+// get returns what is known of a sandbox, nil when nothing is.
+func (g *guests) get(id string) *guest {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e := g.byID[id]
+	if e == nil {
+		return nil
+	}
+	g.recent.MoveToFront(e)
+	return e.Value.(*guest)
+}
+
+// learn notes what the store says of a sandbox, as of at.
+func (g *guests) learn(sb sandbox.Sandbox, at time.Time) *guest {
+	g.mu.Lock()
+	e := g.byID[sb.ID]
+	if e == nil {
+		e = g.recent.PushFront(newGuest(sb.ID, g.maxOpen, g.rate))
+		g.byID[sb.ID] = e
+		g.trim()
+	}
+	g.mu.Unlock()
+	gu := e.Value.(*guest)
+	gu.mu.Lock()
+	defer gu.mu.Unlock()
+	gu.facts, gu.factsAt = sb, at
+	return gu
+}
+
+// trim forgets guests beyond the bound. The caller holds g.mu.
+func (g *guests) trim() {
+	for e := g.recent.Back(); e != nil && len(g.byID) > maxGuests; {
+		gu, before := e.Value.(*guest), e.Prev()
+		if !gu.busy() {
+			g.recent.Remove(e)
+			delete(g.byID, gu.id)
+		}
+		e = before
+	}
+}
+
+// forget makes the next request ask the store again.
+func (g *guests) forget(id string) {
+	if gu := g.get(id); gu != nil {
+		gu.mu.Lock()
+		defer gu.mu.Unlock()
+		gu.factsAt = time.Time{}
+	}
+}
+
+// reset cuts every connection to a sandbox.
+func (g *guests) reset(id string) {
+	if gu := g.get(id); gu != nil {
+		gu.reset()
+	}
+}
+
+func (g *guests) remove(id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if e := g.byID[id]; e != nil {
+		g.recent.Remove(e)
+		delete(g.byID, id)
+	}
+}
+
+// all returns those that are known now.
+func (g *guests) all() []*guest {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	found := make([]*guest, 0, len(g.byID))
+	for e := g.recent.Front(); e != nil; e = e.Next() {
+		found = append(found, e.Value.(*guest))
+	}
+	return found
+}
+
+func (g *guests) resetAll() {
+	for _, gu := range g.all() {
+		gu.reset()
+	}
+}
+
+// guest is one sandbox: what the store says of it, who talks to it, and how much.
+type guest struct {
+	id      string
+	maxOpen int
+	stats   stats
+	// touched is when its activity was last told, in nanoseconds since 1970.
+	touched atomic.Int64
+
+	mu      sync.Mutex
+	facts   sandbox.Sandbox
+	factsAt time.Time
+	bucket  bucket
+	// open is what is under way, each with what cuts it.
+	open map[*visit]struct{}
+}
+
+func newGuest(id string, maxOpen int, rate float64) *guest {
+	return &guest{id: id, maxOpen: maxOpen, bucket: newBucket(rate), open: make(map[*visit]struct{})}
+}
+
+// visit is one request, or an upgraded connection, under way.
+type visit struct {
+	guest *guest
+	cut   func()
+}
+
+// known returns what the store said of the sandbox, unless that is too old.
+func (gu *guest) known() (sandbox.Sandbox, bool) {
+	gu.mu.Lock()
+	defer gu.mu.Unlock()
+	return gu.facts, time.Since(gu.factsAt) < factsAge
+}
+
+// enter begins a visit; cut, called at most once and perhaps after leave, must end it. It
+// fails when there are too many or they come too fast.
+func (gu *guest) enter(cut func()) (*visit, error) {
+	gu.mu.Lock()
+	defer gu.mu.Unlock()
+	if len(gu.open) >= gu.maxOpen {
+		return nil, errTooMany
+	}
+	if !gu.bucket.take(now()) {
+		return nil, errTooFast
+	}
+	v := &visit{guest: gu, cut: cut}
+	gu.open[v] = struct{}{}
+	return v, nil
+}
+
+// changeCut puts another way of cutting the visit in place of the first, when the request
+// has become a connection. It is false when the visit was cut already.
+func (v *visit) changeCut(cut func()) bool {
+	v.guest.mu.Lock()
+	defer v.guest.mu.Unlock()
+	if _, there := v.guest.open[v]; !there {
+		return false
+	}
+	v.cut = cut
+	return true
+}
+
+// leave ends a visit.
+func (v *visit) leave() {
+	v.guest.mu.Lock()
+	defer v.guest.mu.Unlock()
+	delete(v.guest.open, v)
+}
+
+func (gu *guest) busy() bool {
+	gu.mu.Lock()
+	defer gu.mu.Unlock()
+	return len(gu.open) > 0
+}
+
+func (gu *guest) openCount() int {
+	gu.mu.Lock()
+	defer gu.mu.Unlock()
+	return len(gu.open)
+}
+
+func (gu *guest) reset() {
+	gu.mu.Lock()
+	open := gu.open
+	gu.open = make(map[*visit]struct{})
+	gu.factsAt = time.Time{}
+	gu.mu.Unlock()
+	for v := range open {
+		v.cut()
+	}
+}
+
+// bucket lets requests through at a rate, with bursts of a second's worth. It is not safe
+// for concurrent use.
+type bucket struct {
+	rate   float64 // per second; 0: no limit
+	tokens float64
+	filled time.Time
+}
+
+func newBucket(rate float64) bucket { return bucket{rate: rate, tokens: max(rate, 1)} }
+
+func (b *bucket) take(at time.Time) bool {
+	if b.rate <= 0 {
+		return true
+	}
+	if !b.filled.IsZero() {
+		b.tokens = min(max(b.rate, 1), b.tokens+at.Sub(b.filled).Seconds()*b.rate)
+	}
+	b.filled = at
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}
