@@ -27,6 +27,8 @@ import (
 	"github.com/wrenn-sandbox/wrenn/internal/host/runtime/gvisor"
 	"github.com/wrenn-sandbox/wrenn/internal/host/sandbox"
 	"github.com/wrenn-sandbox/wrenn/internal/host/snapshot"
+	"github.com/wrenn-sandbox/wrenn/internal/host/webproxy"
+	"github.com/wrenn-sandbox/wrenn/internal/webroute"
 )
 
 // runRoot holds what ends with the machine's boot: one directory for each data
@@ -38,6 +40,7 @@ type hostFloor struct {
 	// socket is where it serves the host RPC.
 	socket    string
 	sandboxes *sandbox.Service
+	proxy     *webproxy.Proxy
 	server    *http.Server
 	served    chan error
 	network   *network.Network
@@ -45,8 +48,9 @@ type hostFloor struct {
 	runDir    string
 	lock      *os.File
 	onStop    sandbox.OnStop
-	// stopReaping ends the reaping of orphans, which sandboxes leave.
-	stopReaping context.CancelFunc
+	// endLife ends what runs beside: the reaping of orphans, which sandboxes leave, and the
+	// proxy's following of sandboxes.
+	endLife context.CancelFunc
 }
 
 // startHost starts the host agent over a data directory, which it locks. progress is
@@ -63,7 +67,7 @@ func startHost(ctx context.Context, o hostOptions, log *slog.Logger, progress fu
 		return h, err
 	}
 	var life context.Context
-	life, h.stopReaping = context.WithCancel(context.WithoutCancel(ctx))
+	life, h.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	if err := child.Reap(life); err != nil {
 		return h, err
 	}
@@ -96,6 +100,8 @@ func startHost(ctx context.Context, o hostOptions, log *slog.Logger, progress fu
 	if err := h.openSandboxes(ctx, o, images, log); err != nil {
 		return h, err
 	}
+	h.proxy = webproxy.New(webproxy.Config{Sandboxes: h.sandboxes, Log: log})
+	go h.proxy.Run(life)
 	if err := h.serve(ctx, instance, log); err != nil {
 		return h, err
 	}
@@ -176,8 +182,15 @@ func (h *hostFloor) serve(ctx context.Context, instance string, log *slog.Logger
 	if err := os.Chmod(h.socket, 0o600); err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	h.server = newHTTPServer(handler, log)
-	// RPC comes as HTTP/2 without TLS, file contents as HTTP/1.1.
+	h.server = newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Not by a ServeMux: it would clean the paths, which are the application's.
+		if webroute.IsProxied(r.URL.Path) {
+			h.proxy.ServeHTTP(w, r)
+			return
+		}
+		handler.ServeHTTP(w, r)
+	}), log)
+	// RPC comes as HTTP/2 without TLS, file contents and proxied requests as HTTP/1.1.
 	h.server.Protocols = new(http.Protocols)
 	h.server.Protocols.SetHTTP1(true)
 	h.server.Protocols.SetUnencryptedHTTP2(true)
@@ -192,6 +205,9 @@ func (h *hostFloor) close(ctx context.Context) error {
 	if h.sandboxes != nil {
 		errs = append(errs, h.sandboxes.Close(ctx, h.onStop))
 	}
+	if h.proxy != nil {
+		h.proxy.Close() // a server does not know of upgraded connections
+	}
 	if h.server != nil {
 		errs = append(errs, shutdown(ctx, h.server))
 	}
@@ -204,8 +220,8 @@ func (h *hostFloor) close(ctx context.Context) error {
 	if h.runDir != "" {
 		_ = os.Remove(h.runDir) // stays while something in it could not be removed
 	}
-	if h.stopReaping != nil {
-		h.stopReaping()
+	if h.endLife != nil {
+		h.endLife()
 	}
 	if h.lock != nil {
 		errs = append(errs, h.lock.Close())
