@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -216,9 +215,20 @@ func TestPolledWatcher(t *testing.T) {
 	wantConnect(t, err, connect.CodeNotFound, id)
 }
 
+// memoryDir returns a directory in memory, where a burst does not wait for a busy disk.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "wrenn-watch-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
 func TestWatchDirOfABurst(t *testing.T) {
 	g := newGuest(t)
-	dir := t.TempDir()
+	dir := memoryDir(t)
 	w := watchDir(t, g.jsonFiles, &filesystempb.WatchDirRequest{Path: dir})
 	const burst = 10_000
 	failed := make(chan error, 1)
@@ -247,11 +257,7 @@ func TestWatchDirOfABurst(t *testing.T) {
 func TestWatchDirTellsOfLoss(t *testing.T) {
 	wantLoopbackToGoOn(t)
 	g := newGuest(t)
-	dir, err := os.MkdirTemp("/dev/shm", "wrenn-watch-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := memoryDir(t)
 	names := [2]string{dir + "/a" + strings.Repeat("n", 250), dir + "/b" + strings.Repeat("n", 250)}
 	for _, name := range names {
 		if err := os.WriteFile(name, nil, 0o644); err != nil {
@@ -275,66 +281,6 @@ func TestWatchDirTellsOfLoss(t *testing.T) {
 	if read >= changes {
 		t.Errorf("%d events came of %d changes", read, changes)
 	}
-}
-
-// A watcher that nobody asks for long says that it missed something, once, and goes on. No
-// kernel that keeps more than others changes that.
-func TestPolledWatcherTellsOfLoss(t *testing.T) {
-	g := newGuest(t)
-	dir, err := os.MkdirTemp("/dev/shm", "wrenn-watch-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	names := [2]string{dir + "/a" + strings.Repeat("n", 250), dir + "/b" + strings.Repeat("n", 250)}
-	for _, name := range names {
-		if err := os.WriteFile(name, nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	made, err := g.jsonFiles.CreateWatcher(t.Context(), as("", &filesystempb.CreateWatcherRequest{Path: dir}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ask := func() ([]*filesystempb.FilesystemEvent, error) {
-		got, err := g.jsonFiles.GetWatcherEvents(t.Context(), as("", &filesystempb.GetWatcherEventsRequest{WatcherId: made.Msg.GetWatcherId()}))
-		if err != nil {
-			return nil, err
-		}
-		return got.Msg.GetEvents(), nil
-	}
-	// More of such names than the daemon keeps, which is 8 MiB of them.
-	const changes = 40_000
-	for i := range changes {
-		if err := os.Chmod(names[i%len(names)], 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	read, lost := 0, error(nil)
-	eventually(t, "the loss is told", func() bool {
-		var events []*filesystempb.FilesystemEvent
-		events, lost = ask()
-		read += len(events)
-		return lost != nil
-	})
-	wantConnect(t, lost, connect.CodeResourceExhausted, "events were lost")
-	if read >= changes {
-		t.Errorf("%d events came of %d changes", read, changes)
-	}
-	after := 0
-	eventually(t, "what comes after the loss is told", func() bool {
-		after++ // a new one each time, since the rest of the burst may make it lose once more
-		if err := os.WriteFile(fmt.Sprint(dir, "/after", after), nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		events, err := ask()
-		if err != nil && connect.CodeOf(err) != connect.CodeResourceExhausted {
-			t.Fatal(err)
-		}
-		return slices.ContainsFunc(events, func(ev *filesystempb.FilesystemEvent) bool {
-			return strings.HasPrefix(ev.GetName(), "after") && ev.GetType() == created
-		})
-	})
 }
 
 // FuzzWatchDir sends anything as a watch request and wants an answer of the protocol.

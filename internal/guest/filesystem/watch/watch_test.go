@@ -239,6 +239,54 @@ func TestOwnOverflowIsReportedOnce(t *testing.T) {
 	wantCode(t, err, fault.RateLimited, "events were lost")
 }
 
+// A watch that nobody asks while more comes than is kept says so once, and goes on, whatever
+// the kernel keeps: gVisor's queue has no bound.
+func TestBurstBeyondTheQueueIsReported(t *testing.T) {
+	dir := memoryDir(t)
+	names := [2]string{strings.Repeat("a", 250), strings.Repeat("b", 250)}
+	for _, name := range names {
+		must(t, os.WriteFile(dir+"/"+name, nil, 0o644))
+	}
+	w := open(t, dir, Options{Recursive: true})
+	const changes = maxQueuedBytes/250 + maxQueuedBytes/2500
+	for i := range changes {
+		must(t, os.Chmod(dir+"/"+names[i%len(names)], 0o600))
+	}
+	lost := func() bool {
+		w.queue.mu.Lock()
+		defer w.queue.mu.Unlock()
+		return w.queue.lost
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(patience); !lost(); {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("nothing is lost")
+		}
+	}
+	_, err := w.Drain()
+	wantCode(t, err, fault.RateLimited, "events were lost")
+	// The rest of the burst may make it lose once more.
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for after := 0; ; after++ {
+		name := fmt.Sprint("after", after)
+		must(t, os.WriteFile(dir+"/"+name, nil, 0o644))
+		events, err := w.Next(ctx, patience)
+		if ctx.Err() != nil {
+			t.Fatal("what comes after the loss is not told")
+		}
+		if err != nil {
+			wantCode(t, err, fault.RateLimited, "events were lost")
+		}
+		if slices.ContainsFunc(events, func(ev Event) bool { return strings.HasPrefix(ev.Name, "after") && ev.Op == Create }) {
+			return
+		}
+	}
+}
+
 func TestWritesInARowAreOne(t *testing.T) {
 	q := newQueue()
 	for _, ev := range []Event{{"a", Write}, {"a", Write}, {"b", Write}, {"a", Write}, {"a", Create}, {"a", Create}} {
