@@ -2401,6 +2401,174 @@ func (x *ListProcessesResponse) GetProcesses() []*Process {
 	return nil
 }
 
+// Port is one address of a port that a server listens on.
+type Port struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// An IP address; 0.0.0.0 and :: stand for every one.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// The process that holds it, and its name; 0 and empty when none was found.
+	Pid     uint32 `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
+	Process string `protobuf:"bytes,4,opt,name=process,proto3" json:"process,omitempty"`
+	// Whether the guest makes a server that listens on loopback alone reachable.
+	Forwarded     bool `protobuf:"varint,5,opt,name=forwarded,proto3" json:"forwarded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Port) Reset() {
+	*x = Port{}
+	mi := &file_host_v1_host_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Port) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Port) ProtoMessage() {}
+
+func (x *Port) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Port.ProtoReflect.Descriptor instead.
+func (*Port) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Port) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Port) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Port) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Port) GetProcess() string {
+	if x != nil {
+		return x.Process
+	}
+	return ""
+}
+
+func (x *Port) GetForwarded() bool {
+	if x != nil {
+		return x.Forwarded
+	}
+	return false
+}
+
+type ListPortsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPortsRequest) Reset() {
+	*x = ListPortsRequest{}
+	mi := &file_host_v1_host_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPortsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPortsRequest) ProtoMessage() {}
+
+func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
+func (*ListPortsRequest) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ListPortsRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+type ListPortsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ports         []*Port                `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPortsResponse) Reset() {
+	*x = ListPortsResponse{}
+	mi := &file_host_v1_host_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPortsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPortsResponse) ProtoMessage() {}
+
+func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
+func (*ListPortsResponse) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ListPortsResponse) GetPorts() []*Port {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
 type SendInputRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -2416,7 +2584,7 @@ type SendInputRequest struct {
 
 func (x *SendInputRequest) Reset() {
 	*x = SendInputRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2428,7 +2596,7 @@ func (x *SendInputRequest) String() string {
 func (*SendInputRequest) ProtoMessage() {}
 
 func (x *SendInputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +2609,7 @@ func (x *SendInputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendInputRequest.ProtoReflect.Descriptor instead.
 func (*SendInputRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SendInputRequest) GetSandboxId() string {
@@ -2507,7 +2675,7 @@ type SendInputResponse struct {
 
 func (x *SendInputResponse) Reset() {
 	*x = SendInputResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +2687,7 @@ func (x *SendInputResponse) String() string {
 func (*SendInputResponse) ProtoMessage() {}
 
 func (x *SendInputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +2700,7 @@ func (x *SendInputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendInputResponse.ProtoReflect.Descriptor instead.
 func (*SendInputResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
 }
 
 type ResizeTerminalRequest struct {
@@ -2546,7 +2714,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[39]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2726,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[39]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2739,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ResizeTerminalRequest) GetSandboxId() string {
@@ -2603,7 +2771,7 @@ type ResizeTerminalResponse struct {
 
 func (x *ResizeTerminalResponse) Reset() {
 	*x = ResizeTerminalResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2615,7 +2783,7 @@ func (x *ResizeTerminalResponse) String() string {
 func (*ResizeTerminalResponse) ProtoMessage() {}
 
 func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2628,7 +2796,7 @@ func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
 }
 
 type CloseStdinRequest struct {
@@ -2641,7 +2809,7 @@ type CloseStdinRequest struct {
 
 func (x *CloseStdinRequest) Reset() {
 	*x = CloseStdinRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[41]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2653,7 +2821,7 @@ func (x *CloseStdinRequest) String() string {
 func (*CloseStdinRequest) ProtoMessage() {}
 
 func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[41]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2666,7 +2834,7 @@ func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinRequest.ProtoReflect.Descriptor instead.
 func (*CloseStdinRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CloseStdinRequest) GetSandboxId() string {
@@ -2691,7 +2859,7 @@ type CloseStdinResponse struct {
 
 func (x *CloseStdinResponse) Reset() {
 	*x = CloseStdinResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2703,7 +2871,7 @@ func (x *CloseStdinResponse) String() string {
 func (*CloseStdinResponse) ProtoMessage() {}
 
 func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2716,7 +2884,7 @@ func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinResponse.ProtoReflect.Descriptor instead.
 func (*CloseStdinResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
 }
 
 type SignalProcessRequest struct {
@@ -2730,7 +2898,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +2910,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +2923,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SignalProcessRequest) GetSandboxId() string {
@@ -2787,7 +2955,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[44]
+	mi := &file_host_v1_host_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2967,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[44]
+	mi := &file_host_v1_host_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2980,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{47}
 }
 
 type FileEntry struct {
@@ -2836,7 +3004,7 @@ type FileEntry struct {
 
 func (x *FileEntry) Reset() {
 	*x = FileEntry{}
-	mi := &file_host_v1_host_proto_msgTypes[45]
+	mi := &file_host_v1_host_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2848,7 +3016,7 @@ func (x *FileEntry) String() string {
 func (*FileEntry) ProtoMessage() {}
 
 func (x *FileEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[45]
+	mi := &file_host_v1_host_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2861,7 +3029,7 @@ func (x *FileEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEntry.ProtoReflect.Descriptor instead.
 func (*FileEntry) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *FileEntry) GetName() string {
@@ -2947,7 +3115,7 @@ type StatFileRequest struct {
 
 func (x *StatFileRequest) Reset() {
 	*x = StatFileRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[46]
+	mi := &file_host_v1_host_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2959,7 +3127,7 @@ func (x *StatFileRequest) String() string {
 func (*StatFileRequest) ProtoMessage() {}
 
 func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[46]
+	mi := &file_host_v1_host_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2972,7 +3140,7 @@ func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileRequest.ProtoReflect.Descriptor instead.
 func (*StatFileRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{46}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StatFileRequest) GetSandboxId() string {
@@ -3005,7 +3173,7 @@ type StatFileResponse struct {
 
 func (x *StatFileResponse) Reset() {
 	*x = StatFileResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[47]
+	mi := &file_host_v1_host_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3017,7 +3185,7 @@ func (x *StatFileResponse) String() string {
 func (*StatFileResponse) ProtoMessage() {}
 
 func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[47]
+	mi := &file_host_v1_host_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3030,7 +3198,7 @@ func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileResponse.ProtoReflect.Descriptor instead.
 func (*StatFileResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{47}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *StatFileResponse) GetEntry() *FileEntry {
@@ -3053,7 +3221,7 @@ type ListDirectoryRequest struct {
 
 func (x *ListDirectoryRequest) Reset() {
 	*x = ListDirectoryRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[48]
+	mi := &file_host_v1_host_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3065,7 +3233,7 @@ func (x *ListDirectoryRequest) String() string {
 func (*ListDirectoryRequest) ProtoMessage() {}
 
 func (x *ListDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[48]
+	mi := &file_host_v1_host_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3078,7 +3246,7 @@ func (x *ListDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*ListDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{48}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListDirectoryRequest) GetSandboxId() string {
@@ -3118,7 +3286,7 @@ type ListDirectoryResponse struct {
 
 func (x *ListDirectoryResponse) Reset() {
 	*x = ListDirectoryResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[49]
+	mi := &file_host_v1_host_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3130,7 +3298,7 @@ func (x *ListDirectoryResponse) String() string {
 func (*ListDirectoryResponse) ProtoMessage() {}
 
 func (x *ListDirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[49]
+	mi := &file_host_v1_host_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3143,7 +3311,7 @@ func (x *ListDirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDirectoryResponse.ProtoReflect.Descriptor instead.
 func (*ListDirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{49}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListDirectoryResponse) GetEntries() []*FileEntry {
@@ -3164,7 +3332,7 @@ type MakeDirectoryRequest struct {
 
 func (x *MakeDirectoryRequest) Reset() {
 	*x = MakeDirectoryRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[50]
+	mi := &file_host_v1_host_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3176,7 +3344,7 @@ func (x *MakeDirectoryRequest) String() string {
 func (*MakeDirectoryRequest) ProtoMessage() {}
 
 func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[50]
+	mi := &file_host_v1_host_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3189,7 +3357,7 @@ func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*MakeDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{50}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *MakeDirectoryRequest) GetSandboxId() string {
@@ -3222,7 +3390,7 @@ type MakeDirectoryResponse struct {
 
 func (x *MakeDirectoryResponse) Reset() {
 	*x = MakeDirectoryResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[51]
+	mi := &file_host_v1_host_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3234,7 +3402,7 @@ func (x *MakeDirectoryResponse) String() string {
 func (*MakeDirectoryResponse) ProtoMessage() {}
 
 func (x *MakeDirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[51]
+	mi := &file_host_v1_host_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3247,7 +3415,7 @@ func (x *MakeDirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeDirectoryResponse.ProtoReflect.Descriptor instead.
 func (*MakeDirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{51}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *MakeDirectoryResponse) GetEntry() *FileEntry {
@@ -3269,7 +3437,7 @@ type MoveFileRequest struct {
 
 func (x *MoveFileRequest) Reset() {
 	*x = MoveFileRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[52]
+	mi := &file_host_v1_host_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3281,7 +3449,7 @@ func (x *MoveFileRequest) String() string {
 func (*MoveFileRequest) ProtoMessage() {}
 
 func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[52]
+	mi := &file_host_v1_host_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3294,7 +3462,7 @@ func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveFileRequest.ProtoReflect.Descriptor instead.
 func (*MoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{52}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *MoveFileRequest) GetSandboxId() string {
@@ -3334,7 +3502,7 @@ type MoveFileResponse struct {
 
 func (x *MoveFileResponse) Reset() {
 	*x = MoveFileResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[53]
+	mi := &file_host_v1_host_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3346,7 +3514,7 @@ func (x *MoveFileResponse) String() string {
 func (*MoveFileResponse) ProtoMessage() {}
 
 func (x *MoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[53]
+	mi := &file_host_v1_host_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3359,7 +3527,7 @@ func (x *MoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveFileResponse.ProtoReflect.Descriptor instead.
 func (*MoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{53}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *MoveFileResponse) GetEntry() *FileEntry {
@@ -3380,7 +3548,7 @@ type RemoveFileRequest struct {
 
 func (x *RemoveFileRequest) Reset() {
 	*x = RemoveFileRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[54]
+	mi := &file_host_v1_host_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3392,7 +3560,7 @@ func (x *RemoveFileRequest) String() string {
 func (*RemoveFileRequest) ProtoMessage() {}
 
 func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[54]
+	mi := &file_host_v1_host_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3405,7 +3573,7 @@ func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileRequest.ProtoReflect.Descriptor instead.
 func (*RemoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{54}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RemoveFileRequest) GetSandboxId() string {
@@ -3437,7 +3605,7 @@ type RemoveFileResponse struct {
 
 func (x *RemoveFileResponse) Reset() {
 	*x = RemoveFileResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[55]
+	mi := &file_host_v1_host_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3449,7 +3617,7 @@ func (x *RemoveFileResponse) String() string {
 func (*RemoveFileResponse) ProtoMessage() {}
 
 func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[55]
+	mi := &file_host_v1_host_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3462,7 +3630,7 @@ func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileResponse.ProtoReflect.Descriptor instead.
 func (*RemoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{55}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{58}
 }
 
 type GetMetricsResponse_Point struct {
@@ -3478,7 +3646,7 @@ type GetMetricsResponse_Point struct {
 
 func (x *GetMetricsResponse_Point) Reset() {
 	*x = GetMetricsResponse_Point{}
-	mi := &file_host_v1_host_proto_msgTypes[57]
+	mi := &file_host_v1_host_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3490,7 +3658,7 @@ func (x *GetMetricsResponse_Point) String() string {
 func (*GetMetricsResponse_Point) ProtoMessage() {}
 
 func (x *GetMetricsResponse_Point) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[57]
+	mi := &file_host_v1_host_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3545,7 +3713,7 @@ type SetWarmRequest_Warm struct {
 
 func (x *SetWarmRequest_Warm) Reset() {
 	*x = SetWarmRequest_Warm{}
-	mi := &file_host_v1_host_proto_msgTypes[59]
+	mi := &file_host_v1_host_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3557,7 +3725,7 @@ func (x *SetWarmRequest_Warm) String() string {
 func (*SetWarmRequest_Warm) ProtoMessage() {}
 
 func (x *SetWarmRequest_Warm) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[59]
+	mi := &file_host_v1_host_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3595,7 +3763,7 @@ type WatchSandboxesResponse_Synced struct {
 
 func (x *WatchSandboxesResponse_Synced) Reset() {
 	*x = WatchSandboxesResponse_Synced{}
-	mi := &file_host_v1_host_proto_msgTypes[60]
+	mi := &file_host_v1_host_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3607,7 +3775,7 @@ func (x *WatchSandboxesResponse_Synced) String() string {
 func (*WatchSandboxesResponse_Synced) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse_Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[60]
+	mi := &file_host_v1_host_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3634,7 +3802,7 @@ type ProcessEvent_Start struct {
 
 func (x *ProcessEvent_Start) Reset() {
 	*x = ProcessEvent_Start{}
-	mi := &file_host_v1_host_proto_msgTypes[62]
+	mi := &file_host_v1_host_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3646,7 +3814,7 @@ func (x *ProcessEvent_Start) String() string {
 func (*ProcessEvent_Start) ProtoMessage() {}
 
 func (x *ProcessEvent_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[62]
+	mi := &file_host_v1_host_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3690,7 +3858,7 @@ type ProcessEvent_End struct {
 
 func (x *ProcessEvent_End) Reset() {
 	*x = ProcessEvent_End{}
-	mi := &file_host_v1_host_proto_msgTypes[63]
+	mi := &file_host_v1_host_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3702,7 +3870,7 @@ func (x *ProcessEvent_End) String() string {
 func (*ProcessEvent_End) ProtoMessage() {}
 
 func (x *ProcessEvent_End) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[63]
+	mi := &file_host_v1_host_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3920,7 +4088,18 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"M\n" +
 	"\x15ListProcessesResponse\x124\n" +
-	"\tprocesses\x18\x01 \x03(\v2\x16.wrenn.host.v1.ProcessR\tprocesses\"\xaa\x01\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x16.wrenn.host.v1.ProcessR\tprocesses\"~\n" +
+	"\x04Port\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x10\n" +
+	"\x03pid\x18\x03 \x01(\rR\x03pid\x12\x18\n" +
+	"\aprocess\x18\x04 \x01(\tR\aprocess\x12\x1c\n" +
+	"\tforwarded\x18\x05 \x01(\bR\tforwarded\"1\n" +
+	"\x10ListPortsRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\">\n" +
+	"\x11ListPortsResponse\x12)\n" +
+	"\x05ports\x18\x01 \x03(\v2\x13.wrenn.host.v1.PortR\x05ports\"\xaa\x01\n" +
 	"\x10SendInputRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x128\n" +
@@ -4013,7 +4192,7 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x15FILE_TYPE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eFILE_TYPE_FILE\x10\x01\x12\x17\n" +
 	"\x13FILE_TYPE_DIRECTORY\x10\x02\x12\x15\n" +
-	"\x11FILE_TYPE_SYMLINK\x10\x032\x91\x11\n" +
+	"\x11FILE_TYPE_SYMLINK\x10\x032\xe1\x11\n" +
 	"\vHostService\x12H\n" +
 	"\aGetHost\x12\x1d.wrenn.host.v1.GetHostRequest\x1a\x1e.wrenn.host.v1.GetHostResponse\x12Z\n" +
 	"\rCreateSandbox\x12#.wrenn.host.v1.CreateSandboxRequest\x1a$.wrenn.host.v1.CreateSandboxResponse\x12Q\n" +
@@ -4033,6 +4212,7 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\fStartProcess\x12\".wrenn.host.v1.StartProcessRequest\x1a\x1b.wrenn.host.v1.ProcessEvent0\x01\x12U\n" +
 	"\x0eConnectProcess\x12$.wrenn.host.v1.ConnectProcessRequest\x1a\x1b.wrenn.host.v1.ProcessEvent0\x01\x12Z\n" +
 	"\rListProcesses\x12#.wrenn.host.v1.ListProcessesRequest\x1a$.wrenn.host.v1.ListProcessesResponse\x12N\n" +
+	"\tListPorts\x12\x1f.wrenn.host.v1.ListPortsRequest\x1a .wrenn.host.v1.ListPortsResponse\x12N\n" +
 	"\tSendInput\x12\x1f.wrenn.host.v1.SendInputRequest\x1a .wrenn.host.v1.SendInputResponse\x12Q\n" +
 	"\n" +
 	"CloseStdin\x12 .wrenn.host.v1.CloseStdinRequest\x1a!.wrenn.host.v1.CloseStdinResponse\x12Z\n" +
@@ -4058,7 +4238,7 @@ func file_host_v1_host_proto_rawDescGZIP() []byte {
 }
 
 var file_host_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
+var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_host_v1_host_proto_goTypes = []any{
 	(SandboxStatus)(0),                    // 0: wrenn.host.v1.SandboxStatus
 	(Signal)(0),                           // 1: wrenn.host.v1.Signal
@@ -4100,133 +4280,139 @@ var file_host_v1_host_proto_goTypes = []any{
 	(*Process)(nil),                       // 37: wrenn.host.v1.Process
 	(*ListProcessesRequest)(nil),          // 38: wrenn.host.v1.ListProcessesRequest
 	(*ListProcessesResponse)(nil),         // 39: wrenn.host.v1.ListProcessesResponse
-	(*SendInputRequest)(nil),              // 40: wrenn.host.v1.SendInputRequest
-	(*SendInputResponse)(nil),             // 41: wrenn.host.v1.SendInputResponse
-	(*ResizeTerminalRequest)(nil),         // 42: wrenn.host.v1.ResizeTerminalRequest
-	(*ResizeTerminalResponse)(nil),        // 43: wrenn.host.v1.ResizeTerminalResponse
-	(*CloseStdinRequest)(nil),             // 44: wrenn.host.v1.CloseStdinRequest
-	(*CloseStdinResponse)(nil),            // 45: wrenn.host.v1.CloseStdinResponse
-	(*SignalProcessRequest)(nil),          // 46: wrenn.host.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),         // 47: wrenn.host.v1.SignalProcessResponse
-	(*FileEntry)(nil),                     // 48: wrenn.host.v1.FileEntry
-	(*StatFileRequest)(nil),               // 49: wrenn.host.v1.StatFileRequest
-	(*StatFileResponse)(nil),              // 50: wrenn.host.v1.StatFileResponse
-	(*ListDirectoryRequest)(nil),          // 51: wrenn.host.v1.ListDirectoryRequest
-	(*ListDirectoryResponse)(nil),         // 52: wrenn.host.v1.ListDirectoryResponse
-	(*MakeDirectoryRequest)(nil),          // 53: wrenn.host.v1.MakeDirectoryRequest
-	(*MakeDirectoryResponse)(nil),         // 54: wrenn.host.v1.MakeDirectoryResponse
-	(*MoveFileRequest)(nil),               // 55: wrenn.host.v1.MoveFileRequest
-	(*MoveFileResponse)(nil),              // 56: wrenn.host.v1.MoveFileResponse
-	(*RemoveFileRequest)(nil),             // 57: wrenn.host.v1.RemoveFileRequest
-	(*RemoveFileResponse)(nil),            // 58: wrenn.host.v1.RemoveFileResponse
-	nil,                                   // 59: wrenn.host.v1.CreateSandboxRequest.EnvEntry
-	(*GetMetricsResponse_Point)(nil),      // 60: wrenn.host.v1.GetMetricsResponse.Point
-	nil,                                   // 61: wrenn.host.v1.Snapshot.EnvEntry
-	(*SetWarmRequest_Warm)(nil),           // 62: wrenn.host.v1.SetWarmRequest.Warm
-	(*WatchSandboxesResponse_Synced)(nil), // 63: wrenn.host.v1.WatchSandboxesResponse.Synced
-	nil,                                   // 64: wrenn.host.v1.StartProcessRequest.EnvsEntry
-	(*ProcessEvent_Start)(nil),            // 65: wrenn.host.v1.ProcessEvent.Start
-	(*ProcessEvent_End)(nil),              // 66: wrenn.host.v1.ProcessEvent.End
-	(*timestamppb.Timestamp)(nil),         // 67: google.protobuf.Timestamp
+	(*Port)(nil),                          // 40: wrenn.host.v1.Port
+	(*ListPortsRequest)(nil),              // 41: wrenn.host.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),             // 42: wrenn.host.v1.ListPortsResponse
+	(*SendInputRequest)(nil),              // 43: wrenn.host.v1.SendInputRequest
+	(*SendInputResponse)(nil),             // 44: wrenn.host.v1.SendInputResponse
+	(*ResizeTerminalRequest)(nil),         // 45: wrenn.host.v1.ResizeTerminalRequest
+	(*ResizeTerminalResponse)(nil),        // 46: wrenn.host.v1.ResizeTerminalResponse
+	(*CloseStdinRequest)(nil),             // 47: wrenn.host.v1.CloseStdinRequest
+	(*CloseStdinResponse)(nil),            // 48: wrenn.host.v1.CloseStdinResponse
+	(*SignalProcessRequest)(nil),          // 49: wrenn.host.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),         // 50: wrenn.host.v1.SignalProcessResponse
+	(*FileEntry)(nil),                     // 51: wrenn.host.v1.FileEntry
+	(*StatFileRequest)(nil),               // 52: wrenn.host.v1.StatFileRequest
+	(*StatFileResponse)(nil),              // 53: wrenn.host.v1.StatFileResponse
+	(*ListDirectoryRequest)(nil),          // 54: wrenn.host.v1.ListDirectoryRequest
+	(*ListDirectoryResponse)(nil),         // 55: wrenn.host.v1.ListDirectoryResponse
+	(*MakeDirectoryRequest)(nil),          // 56: wrenn.host.v1.MakeDirectoryRequest
+	(*MakeDirectoryResponse)(nil),         // 57: wrenn.host.v1.MakeDirectoryResponse
+	(*MoveFileRequest)(nil),               // 58: wrenn.host.v1.MoveFileRequest
+	(*MoveFileResponse)(nil),              // 59: wrenn.host.v1.MoveFileResponse
+	(*RemoveFileRequest)(nil),             // 60: wrenn.host.v1.RemoveFileRequest
+	(*RemoveFileResponse)(nil),            // 61: wrenn.host.v1.RemoveFileResponse
+	nil,                                   // 62: wrenn.host.v1.CreateSandboxRequest.EnvEntry
+	(*GetMetricsResponse_Point)(nil),      // 63: wrenn.host.v1.GetMetricsResponse.Point
+	nil,                                   // 64: wrenn.host.v1.Snapshot.EnvEntry
+	(*SetWarmRequest_Warm)(nil),           // 65: wrenn.host.v1.SetWarmRequest.Warm
+	(*WatchSandboxesResponse_Synced)(nil), // 66: wrenn.host.v1.WatchSandboxesResponse.Synced
+	nil,                                   // 67: wrenn.host.v1.StartProcessRequest.EnvsEntry
+	(*ProcessEvent_Start)(nil),            // 68: wrenn.host.v1.ProcessEvent.Start
+	(*ProcessEvent_End)(nil),              // 69: wrenn.host.v1.ProcessEvent.End
+	(*timestamppb.Timestamp)(nil),         // 70: google.protobuf.Timestamp
 }
 var file_host_v1_host_proto_depIdxs = []int32{
 	0,  // 0: wrenn.host.v1.Sandbox.status:type_name -> wrenn.host.v1.SandboxStatus
 	3,  // 1: wrenn.host.v1.Sandbox.resources:type_name -> wrenn.host.v1.Resources
-	67, // 2: wrenn.host.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	67, // 3: wrenn.host.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
-	67, // 4: wrenn.host.v1.Sandbox.last_active_at:type_name -> google.protobuf.Timestamp
-	67, // 5: wrenn.host.v1.Sandbox.paused_at:type_name -> google.protobuf.Timestamp
+	70, // 2: wrenn.host.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	70, // 3: wrenn.host.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
+	70, // 4: wrenn.host.v1.Sandbox.last_active_at:type_name -> google.protobuf.Timestamp
+	70, // 5: wrenn.host.v1.Sandbox.paused_at:type_name -> google.protobuf.Timestamp
 	3,  // 6: wrenn.host.v1.GetHostResponse.max_resources:type_name -> wrenn.host.v1.Resources
 	3,  // 7: wrenn.host.v1.CreateSandboxRequest.resources:type_name -> wrenn.host.v1.Resources
-	59, // 8: wrenn.host.v1.CreateSandboxRequest.env:type_name -> wrenn.host.v1.CreateSandboxRequest.EnvEntry
+	62, // 8: wrenn.host.v1.CreateSandboxRequest.env:type_name -> wrenn.host.v1.CreateSandboxRequest.EnvEntry
 	4,  // 9: wrenn.host.v1.CreateSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
 	4,  // 10: wrenn.host.v1.GetSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
 	4,  // 11: wrenn.host.v1.PauseSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
 	4,  // 12: wrenn.host.v1.ResumeSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
 	4,  // 13: wrenn.host.v1.ForkSandboxResponse.copies:type_name -> wrenn.host.v1.Sandbox
-	60, // 14: wrenn.host.v1.GetMetricsResponse.points:type_name -> wrenn.host.v1.GetMetricsResponse.Point
+	63, // 14: wrenn.host.v1.GetMetricsResponse.points:type_name -> wrenn.host.v1.GetMetricsResponse.Point
 	3,  // 15: wrenn.host.v1.Snapshot.resources:type_name -> wrenn.host.v1.Resources
-	61, // 16: wrenn.host.v1.Snapshot.env:type_name -> wrenn.host.v1.Snapshot.EnvEntry
-	67, // 17: wrenn.host.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	64, // 16: wrenn.host.v1.Snapshot.env:type_name -> wrenn.host.v1.Snapshot.EnvEntry
+	70, // 17: wrenn.host.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
 	21, // 18: wrenn.host.v1.CreateSnapshotResponse.snapshot:type_name -> wrenn.host.v1.Snapshot
 	21, // 19: wrenn.host.v1.ListSnapshotsResponse.snapshots:type_name -> wrenn.host.v1.Snapshot
-	62, // 20: wrenn.host.v1.SetWarmRequest.warm:type_name -> wrenn.host.v1.SetWarmRequest.Warm
+	65, // 20: wrenn.host.v1.SetWarmRequest.warm:type_name -> wrenn.host.v1.SetWarmRequest.Warm
 	4,  // 21: wrenn.host.v1.WatchSandboxesResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
-	63, // 22: wrenn.host.v1.WatchSandboxesResponse.synced:type_name -> wrenn.host.v1.WatchSandboxesResponse.Synced
-	64, // 23: wrenn.host.v1.StartProcessRequest.envs:type_name -> wrenn.host.v1.StartProcessRequest.EnvsEntry
+	66, // 22: wrenn.host.v1.WatchSandboxesResponse.synced:type_name -> wrenn.host.v1.WatchSandboxesResponse.Synced
+	67, // 23: wrenn.host.v1.StartProcessRequest.envs:type_name -> wrenn.host.v1.StartProcessRequest.EnvsEntry
 	33, // 24: wrenn.host.v1.StartProcessRequest.terminal:type_name -> wrenn.host.v1.TerminalSize
 	36, // 25: wrenn.host.v1.ConnectProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	65, // 26: wrenn.host.v1.ProcessEvent.start:type_name -> wrenn.host.v1.ProcessEvent.Start
-	66, // 27: wrenn.host.v1.ProcessEvent.end:type_name -> wrenn.host.v1.ProcessEvent.End
+	68, // 26: wrenn.host.v1.ProcessEvent.start:type_name -> wrenn.host.v1.ProcessEvent.Start
+	69, // 27: wrenn.host.v1.ProcessEvent.end:type_name -> wrenn.host.v1.ProcessEvent.End
 	37, // 28: wrenn.host.v1.ListProcessesResponse.processes:type_name -> wrenn.host.v1.Process
-	36, // 29: wrenn.host.v1.SendInputRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	36, // 30: wrenn.host.v1.ResizeTerminalRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	33, // 31: wrenn.host.v1.ResizeTerminalRequest.size:type_name -> wrenn.host.v1.TerminalSize
-	36, // 32: wrenn.host.v1.CloseStdinRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	36, // 33: wrenn.host.v1.SignalProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	1,  // 34: wrenn.host.v1.SignalProcessRequest.signal:type_name -> wrenn.host.v1.Signal
-	2,  // 35: wrenn.host.v1.FileEntry.type:type_name -> wrenn.host.v1.FileType
-	67, // 36: wrenn.host.v1.FileEntry.modified_at:type_name -> google.protobuf.Timestamp
-	48, // 37: wrenn.host.v1.StatFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	48, // 38: wrenn.host.v1.ListDirectoryResponse.entries:type_name -> wrenn.host.v1.FileEntry
-	48, // 39: wrenn.host.v1.MakeDirectoryResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	48, // 40: wrenn.host.v1.MoveFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	67, // 41: wrenn.host.v1.GetMetricsResponse.Point.time:type_name -> google.protobuf.Timestamp
-	5,  // 42: wrenn.host.v1.HostService.GetHost:input_type -> wrenn.host.v1.GetHostRequest
-	7,  // 43: wrenn.host.v1.HostService.CreateSandbox:input_type -> wrenn.host.v1.CreateSandboxRequest
-	9,  // 44: wrenn.host.v1.HostService.GetSandbox:input_type -> wrenn.host.v1.GetSandboxRequest
-	11, // 45: wrenn.host.v1.HostService.DestroySandbox:input_type -> wrenn.host.v1.DestroySandboxRequest
-	13, // 46: wrenn.host.v1.HostService.PauseSandbox:input_type -> wrenn.host.v1.PauseSandboxRequest
-	15, // 47: wrenn.host.v1.HostService.ResumeSandbox:input_type -> wrenn.host.v1.ResumeSandboxRequest
-	17, // 48: wrenn.host.v1.HostService.ForkSandbox:input_type -> wrenn.host.v1.ForkSandboxRequest
-	19, // 49: wrenn.host.v1.HostService.GetMetrics:input_type -> wrenn.host.v1.GetMetricsRequest
-	22, // 50: wrenn.host.v1.HostService.CreateSnapshot:input_type -> wrenn.host.v1.CreateSnapshotRequest
-	24, // 51: wrenn.host.v1.HostService.ListSnapshots:input_type -> wrenn.host.v1.ListSnapshotsRequest
-	26, // 52: wrenn.host.v1.HostService.DeleteSnapshot:input_type -> wrenn.host.v1.DeleteSnapshotRequest
-	28, // 53: wrenn.host.v1.HostService.SetWarm:input_type -> wrenn.host.v1.SetWarmRequest
-	30, // 54: wrenn.host.v1.HostService.WatchSandboxes:input_type -> wrenn.host.v1.WatchSandboxesRequest
-	32, // 55: wrenn.host.v1.HostService.StartProcess:input_type -> wrenn.host.v1.StartProcessRequest
-	34, // 56: wrenn.host.v1.HostService.ConnectProcess:input_type -> wrenn.host.v1.ConnectProcessRequest
-	38, // 57: wrenn.host.v1.HostService.ListProcesses:input_type -> wrenn.host.v1.ListProcessesRequest
-	40, // 58: wrenn.host.v1.HostService.SendInput:input_type -> wrenn.host.v1.SendInputRequest
-	44, // 59: wrenn.host.v1.HostService.CloseStdin:input_type -> wrenn.host.v1.CloseStdinRequest
-	46, // 60: wrenn.host.v1.HostService.SignalProcess:input_type -> wrenn.host.v1.SignalProcessRequest
-	42, // 61: wrenn.host.v1.HostService.ResizeTerminal:input_type -> wrenn.host.v1.ResizeTerminalRequest
-	49, // 62: wrenn.host.v1.HostService.StatFile:input_type -> wrenn.host.v1.StatFileRequest
-	51, // 63: wrenn.host.v1.HostService.ListDirectory:input_type -> wrenn.host.v1.ListDirectoryRequest
-	53, // 64: wrenn.host.v1.HostService.MakeDirectory:input_type -> wrenn.host.v1.MakeDirectoryRequest
-	55, // 65: wrenn.host.v1.HostService.MoveFile:input_type -> wrenn.host.v1.MoveFileRequest
-	57, // 66: wrenn.host.v1.HostService.RemoveFile:input_type -> wrenn.host.v1.RemoveFileRequest
-	6,  // 67: wrenn.host.v1.HostService.GetHost:output_type -> wrenn.host.v1.GetHostResponse
-	8,  // 68: wrenn.host.v1.HostService.CreateSandbox:output_type -> wrenn.host.v1.CreateSandboxResponse
-	10, // 69: wrenn.host.v1.HostService.GetSandbox:output_type -> wrenn.host.v1.GetSandboxResponse
-	12, // 70: wrenn.host.v1.HostService.DestroySandbox:output_type -> wrenn.host.v1.DestroySandboxResponse
-	14, // 71: wrenn.host.v1.HostService.PauseSandbox:output_type -> wrenn.host.v1.PauseSandboxResponse
-	16, // 72: wrenn.host.v1.HostService.ResumeSandbox:output_type -> wrenn.host.v1.ResumeSandboxResponse
-	18, // 73: wrenn.host.v1.HostService.ForkSandbox:output_type -> wrenn.host.v1.ForkSandboxResponse
-	20, // 74: wrenn.host.v1.HostService.GetMetrics:output_type -> wrenn.host.v1.GetMetricsResponse
-	23, // 75: wrenn.host.v1.HostService.CreateSnapshot:output_type -> wrenn.host.v1.CreateSnapshotResponse
-	25, // 76: wrenn.host.v1.HostService.ListSnapshots:output_type -> wrenn.host.v1.ListSnapshotsResponse
-	27, // 77: wrenn.host.v1.HostService.DeleteSnapshot:output_type -> wrenn.host.v1.DeleteSnapshotResponse
-	29, // 78: wrenn.host.v1.HostService.SetWarm:output_type -> wrenn.host.v1.SetWarmResponse
-	31, // 79: wrenn.host.v1.HostService.WatchSandboxes:output_type -> wrenn.host.v1.WatchSandboxesResponse
-	35, // 80: wrenn.host.v1.HostService.StartProcess:output_type -> wrenn.host.v1.ProcessEvent
-	35, // 81: wrenn.host.v1.HostService.ConnectProcess:output_type -> wrenn.host.v1.ProcessEvent
-	39, // 82: wrenn.host.v1.HostService.ListProcesses:output_type -> wrenn.host.v1.ListProcessesResponse
-	41, // 83: wrenn.host.v1.HostService.SendInput:output_type -> wrenn.host.v1.SendInputResponse
-	45, // 84: wrenn.host.v1.HostService.CloseStdin:output_type -> wrenn.host.v1.CloseStdinResponse
-	47, // 85: wrenn.host.v1.HostService.SignalProcess:output_type -> wrenn.host.v1.SignalProcessResponse
-	43, // 86: wrenn.host.v1.HostService.ResizeTerminal:output_type -> wrenn.host.v1.ResizeTerminalResponse
-	50, // 87: wrenn.host.v1.HostService.StatFile:output_type -> wrenn.host.v1.StatFileResponse
-	52, // 88: wrenn.host.v1.HostService.ListDirectory:output_type -> wrenn.host.v1.ListDirectoryResponse
-	54, // 89: wrenn.host.v1.HostService.MakeDirectory:output_type -> wrenn.host.v1.MakeDirectoryResponse
-	56, // 90: wrenn.host.v1.HostService.MoveFile:output_type -> wrenn.host.v1.MoveFileResponse
-	58, // 91: wrenn.host.v1.HostService.RemoveFile:output_type -> wrenn.host.v1.RemoveFileResponse
-	67, // [67:92] is the sub-list for method output_type
-	42, // [42:67] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	40, // 29: wrenn.host.v1.ListPortsResponse.ports:type_name -> wrenn.host.v1.Port
+	36, // 30: wrenn.host.v1.SendInputRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	36, // 31: wrenn.host.v1.ResizeTerminalRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	33, // 32: wrenn.host.v1.ResizeTerminalRequest.size:type_name -> wrenn.host.v1.TerminalSize
+	36, // 33: wrenn.host.v1.CloseStdinRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	36, // 34: wrenn.host.v1.SignalProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	1,  // 35: wrenn.host.v1.SignalProcessRequest.signal:type_name -> wrenn.host.v1.Signal
+	2,  // 36: wrenn.host.v1.FileEntry.type:type_name -> wrenn.host.v1.FileType
+	70, // 37: wrenn.host.v1.FileEntry.modified_at:type_name -> google.protobuf.Timestamp
+	51, // 38: wrenn.host.v1.StatFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	51, // 39: wrenn.host.v1.ListDirectoryResponse.entries:type_name -> wrenn.host.v1.FileEntry
+	51, // 40: wrenn.host.v1.MakeDirectoryResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	51, // 41: wrenn.host.v1.MoveFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	70, // 42: wrenn.host.v1.GetMetricsResponse.Point.time:type_name -> google.protobuf.Timestamp
+	5,  // 43: wrenn.host.v1.HostService.GetHost:input_type -> wrenn.host.v1.GetHostRequest
+	7,  // 44: wrenn.host.v1.HostService.CreateSandbox:input_type -> wrenn.host.v1.CreateSandboxRequest
+	9,  // 45: wrenn.host.v1.HostService.GetSandbox:input_type -> wrenn.host.v1.GetSandboxRequest
+	11, // 46: wrenn.host.v1.HostService.DestroySandbox:input_type -> wrenn.host.v1.DestroySandboxRequest
+	13, // 47: wrenn.host.v1.HostService.PauseSandbox:input_type -> wrenn.host.v1.PauseSandboxRequest
+	15, // 48: wrenn.host.v1.HostService.ResumeSandbox:input_type -> wrenn.host.v1.ResumeSandboxRequest
+	17, // 49: wrenn.host.v1.HostService.ForkSandbox:input_type -> wrenn.host.v1.ForkSandboxRequest
+	19, // 50: wrenn.host.v1.HostService.GetMetrics:input_type -> wrenn.host.v1.GetMetricsRequest
+	22, // 51: wrenn.host.v1.HostService.CreateSnapshot:input_type -> wrenn.host.v1.CreateSnapshotRequest
+	24, // 52: wrenn.host.v1.HostService.ListSnapshots:input_type -> wrenn.host.v1.ListSnapshotsRequest
+	26, // 53: wrenn.host.v1.HostService.DeleteSnapshot:input_type -> wrenn.host.v1.DeleteSnapshotRequest
+	28, // 54: wrenn.host.v1.HostService.SetWarm:input_type -> wrenn.host.v1.SetWarmRequest
+	30, // 55: wrenn.host.v1.HostService.WatchSandboxes:input_type -> wrenn.host.v1.WatchSandboxesRequest
+	32, // 56: wrenn.host.v1.HostService.StartProcess:input_type -> wrenn.host.v1.StartProcessRequest
+	34, // 57: wrenn.host.v1.HostService.ConnectProcess:input_type -> wrenn.host.v1.ConnectProcessRequest
+	38, // 58: wrenn.host.v1.HostService.ListProcesses:input_type -> wrenn.host.v1.ListProcessesRequest
+	41, // 59: wrenn.host.v1.HostService.ListPorts:input_type -> wrenn.host.v1.ListPortsRequest
+	43, // 60: wrenn.host.v1.HostService.SendInput:input_type -> wrenn.host.v1.SendInputRequest
+	47, // 61: wrenn.host.v1.HostService.CloseStdin:input_type -> wrenn.host.v1.CloseStdinRequest
+	49, // 62: wrenn.host.v1.HostService.SignalProcess:input_type -> wrenn.host.v1.SignalProcessRequest
+	45, // 63: wrenn.host.v1.HostService.ResizeTerminal:input_type -> wrenn.host.v1.ResizeTerminalRequest
+	52, // 64: wrenn.host.v1.HostService.StatFile:input_type -> wrenn.host.v1.StatFileRequest
+	54, // 65: wrenn.host.v1.HostService.ListDirectory:input_type -> wrenn.host.v1.ListDirectoryRequest
+	56, // 66: wrenn.host.v1.HostService.MakeDirectory:input_type -> wrenn.host.v1.MakeDirectoryRequest
+	58, // 67: wrenn.host.v1.HostService.MoveFile:input_type -> wrenn.host.v1.MoveFileRequest
+	60, // 68: wrenn.host.v1.HostService.RemoveFile:input_type -> wrenn.host.v1.RemoveFileRequest
+	6,  // 69: wrenn.host.v1.HostService.GetHost:output_type -> wrenn.host.v1.GetHostResponse
+	8,  // 70: wrenn.host.v1.HostService.CreateSandbox:output_type -> wrenn.host.v1.CreateSandboxResponse
+	10, // 71: wrenn.host.v1.HostService.GetSandbox:output_type -> wrenn.host.v1.GetSandboxResponse
+	12, // 72: wrenn.host.v1.HostService.DestroySandbox:output_type -> wrenn.host.v1.DestroySandboxResponse
+	14, // 73: wrenn.host.v1.HostService.PauseSandbox:output_type -> wrenn.host.v1.PauseSandboxResponse
+	16, // 74: wrenn.host.v1.HostService.ResumeSandbox:output_type -> wrenn.host.v1.ResumeSandboxResponse
+	18, // 75: wrenn.host.v1.HostService.ForkSandbox:output_type -> wrenn.host.v1.ForkSandboxResponse
+	20, // 76: wrenn.host.v1.HostService.GetMetrics:output_type -> wrenn.host.v1.GetMetricsResponse
+	23, // 77: wrenn.host.v1.HostService.CreateSnapshot:output_type -> wrenn.host.v1.CreateSnapshotResponse
+	25, // 78: wrenn.host.v1.HostService.ListSnapshots:output_type -> wrenn.host.v1.ListSnapshotsResponse
+	27, // 79: wrenn.host.v1.HostService.DeleteSnapshot:output_type -> wrenn.host.v1.DeleteSnapshotResponse
+	29, // 80: wrenn.host.v1.HostService.SetWarm:output_type -> wrenn.host.v1.SetWarmResponse
+	31, // 81: wrenn.host.v1.HostService.WatchSandboxes:output_type -> wrenn.host.v1.WatchSandboxesResponse
+	35, // 82: wrenn.host.v1.HostService.StartProcess:output_type -> wrenn.host.v1.ProcessEvent
+	35, // 83: wrenn.host.v1.HostService.ConnectProcess:output_type -> wrenn.host.v1.ProcessEvent
+	39, // 84: wrenn.host.v1.HostService.ListProcesses:output_type -> wrenn.host.v1.ListProcessesResponse
+	42, // 85: wrenn.host.v1.HostService.ListPorts:output_type -> wrenn.host.v1.ListPortsResponse
+	44, // 86: wrenn.host.v1.HostService.SendInput:output_type -> wrenn.host.v1.SendInputResponse
+	48, // 87: wrenn.host.v1.HostService.CloseStdin:output_type -> wrenn.host.v1.CloseStdinResponse
+	50, // 88: wrenn.host.v1.HostService.SignalProcess:output_type -> wrenn.host.v1.SignalProcessResponse
+	46, // 89: wrenn.host.v1.HostService.ResizeTerminal:output_type -> wrenn.host.v1.ResizeTerminalResponse
+	53, // 90: wrenn.host.v1.HostService.StatFile:output_type -> wrenn.host.v1.StatFileResponse
+	55, // 91: wrenn.host.v1.HostService.ListDirectory:output_type -> wrenn.host.v1.ListDirectoryResponse
+	57, // 92: wrenn.host.v1.HostService.MakeDirectory:output_type -> wrenn.host.v1.MakeDirectoryResponse
+	59, // 93: wrenn.host.v1.HostService.MoveFile:output_type -> wrenn.host.v1.MoveFileResponse
+	61, // 94: wrenn.host.v1.HostService.RemoveFile:output_type -> wrenn.host.v1.RemoveFileResponse
+	69, // [69:95] is the sub-list for method output_type
+	43, // [43:69] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_host_v1_host_proto_init() }
@@ -4249,7 +4435,7 @@ func file_host_v1_host_proto_init() {
 		(*ProcessSelector_Pid)(nil),
 		(*ProcessSelector_Tag)(nil),
 	}
-	file_host_v1_host_proto_msgTypes[37].OneofWrappers = []any{
+	file_host_v1_host_proto_msgTypes[40].OneofWrappers = []any{
 		(*SendInputRequest_Stdin)(nil),
 		(*SendInputRequest_Terminal)(nil),
 	}
@@ -4259,7 +4445,7 @@ func file_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_v1_host_proto_rawDesc), len(file_host_v1_host_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   64,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

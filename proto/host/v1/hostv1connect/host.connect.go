@@ -80,6 +80,8 @@ const (
 	// HostServiceListProcessesProcedure is the fully-qualified name of the HostService's ListProcesses
 	// RPC.
 	HostServiceListProcessesProcedure = "/wrenn.host.v1.HostService/ListProcesses"
+	// HostServiceListPortsProcedure is the fully-qualified name of the HostService's ListPorts RPC.
+	HostServiceListPortsProcedure = "/wrenn.host.v1.HostService/ListPorts"
 	// HostServiceSendInputProcedure is the fully-qualified name of the HostService's SendInput RPC.
 	HostServiceSendInputProcedure = "/wrenn.host.v1.HostService/SendInput"
 	// HostServiceCloseStdinProcedure is the fully-qualified name of the HostService's CloseStdin RPC.
@@ -147,6 +149,8 @@ type HostServiceClient interface {
 	// that the guest has kept.
 	ConnectProcess(context.Context, *connect.Request[v1.ConnectProcessRequest]) (*connect.ServerStreamForClient[v1.ProcessEvent], error)
 	ListProcesses(context.Context, *connect.Request[v1.ListProcessesRequest]) (*connect.Response[v1.ListProcessesResponse], error)
+	// ListPorts says on which TCP ports servers in the sandbox listen.
+	ListPorts(context.Context, *connect.Request[v1.ListPortsRequest]) (*connect.Response[v1.ListPortsResponse], error)
 	// SendInput answers when the process's stdin or terminal has taken all of it.
 	SendInput(context.Context, *connect.Request[v1.SendInputRequest]) (*connect.Response[v1.SendInputResponse], error)
 	CloseStdin(context.Context, *connect.Request[v1.CloseStdinRequest]) (*connect.Response[v1.CloseStdinResponse], error)
@@ -266,6 +270,12 @@ func NewHostServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(hostServiceMethods.ByName("ListProcesses")),
 			connect.WithClientOptions(opts...),
 		),
+		listPorts: connect.NewClient[v1.ListPortsRequest, v1.ListPortsResponse](
+			httpClient,
+			baseURL+HostServiceListPortsProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("ListPorts")),
+			connect.WithClientOptions(opts...),
+		),
 		sendInput: connect.NewClient[v1.SendInputRequest, v1.SendInputResponse](
 			httpClient,
 			baseURL+HostServiceSendInputProcedure,
@@ -341,6 +351,7 @@ type hostServiceClient struct {
 	startProcess   *connect.Client[v1.StartProcessRequest, v1.ProcessEvent]
 	connectProcess *connect.Client[v1.ConnectProcessRequest, v1.ProcessEvent]
 	listProcesses  *connect.Client[v1.ListProcessesRequest, v1.ListProcessesResponse]
+	listPorts      *connect.Client[v1.ListPortsRequest, v1.ListPortsResponse]
 	sendInput      *connect.Client[v1.SendInputRequest, v1.SendInputResponse]
 	closeStdin     *connect.Client[v1.CloseStdinRequest, v1.CloseStdinResponse]
 	signalProcess  *connect.Client[v1.SignalProcessRequest, v1.SignalProcessResponse]
@@ -432,6 +443,11 @@ func (c *hostServiceClient) ListProcesses(ctx context.Context, req *connect.Requ
 	return c.listProcesses.CallUnary(ctx, req)
 }
 
+// ListPorts calls wrenn.host.v1.HostService.ListPorts.
+func (c *hostServiceClient) ListPorts(ctx context.Context, req *connect.Request[v1.ListPortsRequest]) (*connect.Response[v1.ListPortsResponse], error) {
+	return c.listPorts.CallUnary(ctx, req)
+}
+
 // SendInput calls wrenn.host.v1.HostService.SendInput.
 func (c *hostServiceClient) SendInput(ctx context.Context, req *connect.Request[v1.SendInputRequest]) (*connect.Response[v1.SendInputResponse], error) {
 	return c.sendInput.CallUnary(ctx, req)
@@ -520,6 +536,8 @@ type HostServiceHandler interface {
 	// that the guest has kept.
 	ConnectProcess(context.Context, *connect.Request[v1.ConnectProcessRequest], *connect.ServerStream[v1.ProcessEvent]) error
 	ListProcesses(context.Context, *connect.Request[v1.ListProcessesRequest]) (*connect.Response[v1.ListProcessesResponse], error)
+	// ListPorts says on which TCP ports servers in the sandbox listen.
+	ListPorts(context.Context, *connect.Request[v1.ListPortsRequest]) (*connect.Response[v1.ListPortsResponse], error)
 	// SendInput answers when the process's stdin or terminal has taken all of it.
 	SendInput(context.Context, *connect.Request[v1.SendInputRequest]) (*connect.Response[v1.SendInputResponse], error)
 	CloseStdin(context.Context, *connect.Request[v1.CloseStdinRequest]) (*connect.Response[v1.CloseStdinResponse], error)
@@ -635,6 +653,12 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(hostServiceMethods.ByName("ListProcesses")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostServiceListPortsHandler := connect.NewUnaryHandler(
+		HostServiceListPortsProcedure,
+		svc.ListPorts,
+		connect.WithSchema(hostServiceMethods.ByName("ListPorts")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostServiceSendInputHandler := connect.NewUnaryHandler(
 		HostServiceSendInputProcedure,
 		svc.SendInput,
@@ -723,6 +747,8 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 			hostServiceConnectProcessHandler.ServeHTTP(w, r)
 		case HostServiceListProcessesProcedure:
 			hostServiceListProcessesHandler.ServeHTTP(w, r)
+		case HostServiceListPortsProcedure:
+			hostServiceListPortsHandler.ServeHTTP(w, r)
 		case HostServiceSendInputProcedure:
 			hostServiceSendInputHandler.ServeHTTP(w, r)
 		case HostServiceCloseStdinProcedure:
@@ -812,6 +838,10 @@ func (UnimplementedHostServiceHandler) ConnectProcess(context.Context, *connect.
 
 func (UnimplementedHostServiceHandler) ListProcesses(context.Context, *connect.Request[v1.ListProcessesRequest]) (*connect.Response[v1.ListProcessesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.ListProcesses is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) ListPorts(context.Context, *connect.Request[v1.ListPortsRequest]) (*connect.Response[v1.ListPortsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("wrenn.host.v1.HostService.ListPorts is not implemented"))
 }
 
 func (UnimplementedHostServiceHandler) SendInput(context.Context, *connect.Request[v1.SendInputRequest]) (*connect.Response[v1.SendInputResponse], error) {
