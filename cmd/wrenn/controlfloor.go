@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 
 	"github.com/wrenn-sandbox/wrenn/internal/control/account"
 	"github.com/wrenn-sandbox/wrenn/internal/control/hostclient"
 	"github.com/wrenn-sandbox/wrenn/internal/control/httpapi"
 	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
 	"github.com/wrenn-sandbox/wrenn/internal/control/store"
+	"github.com/wrenn-sandbox/wrenn/internal/control/webproxy"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/profile"
 )
@@ -19,6 +21,8 @@ import (
 // controlFloor is the running control floor.
 type controlFloor struct {
 	api *httpapi.API
+	// edge is the way to the ports of sandboxes.
+	edge *webproxy.Edge
 	// key is the API key that was made at the first start.
 	key string
 	// failed gets an error when the floor cannot go on.
@@ -26,6 +30,7 @@ type controlFloor struct {
 
 	db        *store.DB
 	host      *hostclient.Client
+	proxy     *hostclient.ProxyTransport
 	sandboxes *sandbox.Service
 	stop      context.CancelFunc
 	done      chan struct{}
@@ -34,7 +39,8 @@ type controlFloor struct {
 // startControl starts the control floor over the host agent that listens on a socket.
 // It lives until it is closed: ctx bounds the start only.
 func startControl(ctx context.Context, o upOptions, hostSocket string, log *slog.Logger) (c *controlFloor, err error) {
-	c = &controlFloor{failed: make(chan error, 1), done: make(chan struct{}), host: hostclient.Dial(hostSocket)}
+	c = &controlFloor{failed: make(chan error, 1), done: make(chan struct{}),
+		host: hostclient.Dial(hostSocket), proxy: hostclient.NewProxyTransport(hostSocket)}
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
 	c.stop = stop
 	if c.db, err = store.Open(ctx, "sqlite:"+filepath.Join(o.dataDir, "wrenn.db")); err != nil {
@@ -51,6 +57,10 @@ func startControl(ctx context.Context, o upOptions, hostSocket string, log *slog
 		Host: c.host.Lifecycle, Snapshots: c.host.Snapshots, Processes: c.host.Processes, Files: c.host.Files,
 		Warm: o.control.warm, Log: log,
 	})
+	c.edge = webproxy.New(webproxy.Config{
+		Sandboxes: c.sandboxes.Traffic(), Host: c.proxy, Domain: o.domain,
+		MaxConnections: o.control.proxyConnections, RequestRate: o.control.proxyRate, Log: log,
+	})
 	c.api, err = httpapi.New(httpapi.Config{
 		Sandboxes: c.sandboxes, States: c.sandboxes, Snapshots: c.sandboxes.Snapshots(),
 		Processes: c.sandboxes.Processes(), Files: c.sandboxes.Files(), Accounts: accounts, Log: log,
@@ -62,6 +72,9 @@ func startControl(ctx context.Context, o upOptions, hostSocket string, log *slog
 	}
 	go func() {
 		defer close(c.done)
+		var beside sync.WaitGroup
+		beside.Go(func() { c.edge.Run(life) })
+		defer beside.Wait()
 		if err := c.sandboxes.Run(life); err != nil {
 			c.failed <- err
 		}
@@ -74,6 +87,7 @@ func startControl(ctx context.Context, o upOptions, hostSocket string, log *slog
 func (c *controlFloor) beginStop(ctx context.Context) {
 	c.sandboxes.ExpectHostGone()
 	_ = c.api.Close(ctx) // who does not listen is cut off with the server
+	c.edge.Close()
 }
 
 // close stops the floor's own work, writes down what is to be kept, and closes the
@@ -82,6 +96,7 @@ func (c *controlFloor) close() error {
 	c.stop()
 	<-c.done
 	c.host.Close()
+	c.proxy.Close()
 	return c.db.Close()
 }
 

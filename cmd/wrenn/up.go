@@ -17,7 +17,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/wrenn-sandbox/wrenn/internal/control/httpapi"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/profile"
 )
@@ -49,9 +48,13 @@ type upOptions struct {
 	imageDir string
 	listen   string
 	domain   string
-	json     bool // print the credentials as JSON
-	host     hostOptions
-	control  controlOptions
+	// proxyListen is the address for ports of sandboxes by path: empty for the API's port
+	// and one, noProxyListen for none.
+	proxyListen string
+	tls         tlsOptions
+	json        bool // print the credentials as JSON
+	host        hostOptions
+	control     controlOptions
 }
 
 func newUpCommand() *cobra.Command {
@@ -77,7 +80,9 @@ SIGTERM or Ctrl-C stops Wrenn. Its sandboxes run on, and the next start takes th
 	f.StringVar(&o.dataDir, "data-dir", defaultDataDir, "where images, records and the database are kept")
 	f.StringVar(&o.imageDir, "image-dir", "", "where images are kept (default: images in the data directory)")
 	f.StringVar(&o.listen, "listen", defaultListen, "address of the API; port 0 takes a free one")
-	f.StringVar(&o.domain, "domain", defaultDomain, "domain under which ports of sandboxes are to be shown (no effect yet)")
+	f.StringVar(&o.domain, "domain", defaultDomain, "domain under which ports of sandboxes are shown, as PORT-SANDBOX.DOMAIN; a port in it is that under which clients see the listener")
+	f.StringVar(&o.proxyListen, "proxy-listen", "", "address for ports of sandboxes as /proxy/SANDBOX/PORT/; none for none (default: the API's port and one)")
+	o.tls.addFlags(f)
 	o.host.addFlags(f)
 	o.control.addFlags(f)
 	return cmd
@@ -102,7 +107,7 @@ func (o *upOptions) resolve() error {
 		return err
 	}
 	o.host.dataDir, o.host.imageDir = o.dataDir, o.imageDir
-	return o.host.check()
+	return errors.Join(o.host.check(), o.control.check(), o.tls.check())
 }
 
 // up runs all floors on this machine until ctx ends.
@@ -119,6 +124,11 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 		return fault.New(fault.InvalidRequest, "cannot listen on %s (%v); choose another address with --listen", o.listen, errors.Unwrap(err))
 	}
 	defer listener.Close()
+	paths, err := listenForPaths(ctx, o, listener.Addr())
+	if err != nil {
+		return err
+	}
+	defer paths.Close()
 
 	log := slog.New(slog.NewTextHandler(stderr, nil))
 	showProgress, endProgress := imageProgress(stderr)
@@ -144,26 +154,26 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, control.close()) }()
-	server := newHTTPServer(control.api, log)
-	server.ConnContext = httpapi.ConnContext
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	web, err := serveWeb(o, control, listener, paths, log)
+	if err != nil {
+		return err
+	}
 
-	credentials := profile.Profile{APIURL: "http://" + reachable(listener.Addr()), APIKey: control.key}
+	credentials := profile.Profile{APIURL: o.origin(listener.Addr()), APIKey: control.key}
 	if err := announce(o, credentials, stdout, log); err != nil {
 		return err
 	}
 	select {
 	case <-ctx.Done():
 		log.Info("stopping")
-	case err = <-served:
+	case err = <-web.served:
 	case err = <-host.served:
 	case err = <-control.failed:
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
 	control.beginStop(stop)
-	err = errors.Join(err, shutdown(stop, server))
+	err = errors.Join(err, web.shutdown(stop))
 	// The host goes before the control floor, which then still hears how each sandbox ended.
 	return errors.Join(err, closeHost())
 }

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+
+	"github.com/wrenn-sandbox/wrenn/internal/control/httpapi"
+	"github.com/wrenn-sandbox/wrenn/internal/control/webproxy"
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// noProxyListen is the address of --proxy-listen that stands for none.
+const noProxyListen = "none"
+
+// pathListener is the listener for ports by path; its zero value is none.
+type pathListener struct{ net.Listener }
+
+// Close implements io.Closer, for none as well.
+func (l pathListener) Close() error {
+	if l.Listener == nil {
+		return nil
+	}
+	return l.Listener.Close()
+}
+
+// listenForPaths opens the listener for ports of sandboxes by path. Where nobody has named
+// an address and the one beside the API's is taken, any free port will do: every link that
+// is made names it.
+func listenForPaths(ctx context.Context, o upOptions, api net.Addr) (pathListener, error) {
+	switch o.proxyListen {
+	case noProxyListen:
+		return pathListener{}, nil
+	case "":
+	default:
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.proxyListen)
+		if err != nil {
+			return pathListener{}, fault.New(fault.InvalidRequest, "cannot listen on %s (%v); choose another address with --proxy-listen", o.proxyListen, errors.Unwrap(err))
+		}
+		return pathListener{l}, nil
+	}
+	host, port, err := net.SplitHostPort(api.String())
+	if err != nil {
+		return pathListener{}, err
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return pathListener{}, err
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(n+1)))
+	if err != nil {
+		l, err = new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, "0"))
+	}
+	if err != nil {
+		return pathListener{}, fault.New(fault.InvalidRequest, "cannot listen beside %s (%v); choose an address with --proxy-listen", api, errors.Unwrap(err))
+	}
+	return pathListener{l}, nil
+}
+
+// origin is how clients begin the addresses of a listener. A certificate is for a name.
+func (o *upOptions) origin(addr net.Addr) string {
+	at := reachable(addr)
+	if _, port, err := net.SplitHostPort(at); err == nil && o.tls.enabled() && o.domain != "" {
+		name := o.domain
+		if host, _, err := net.SplitHostPort(o.domain); err == nil {
+			name = host
+		}
+		at = net.JoinHostPort(name, port)
+	}
+	return o.tls.scheme() + "://" + at
+}
+
+// webServers are the servers that clients reach.
+type webServers struct {
+	servers []*http.Server
+	// served gets an error when one of them cannot go on.
+	served chan error
+}
+
+// serveWeb serves the API, with the ports of sandboxes by name, and those by path.
+func serveWeb(o upOptions, control *controlFloor, api net.Listener, paths pathListener, log *slog.Logger) (*webServers, error) {
+	config, err := o.tls.config(log)
+	if err != nil {
+		return nil, err
+	}
+	origin := ""
+	if paths.Listener != nil {
+		origin = o.origin(paths.Addr())
+	}
+	_, port, err := net.SplitHostPort(api.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	if port == o.tls.defaultPort() {
+		port = ""
+	}
+	control.edge.SetAddress(o.tls.scheme(), port, origin)
+
+	const listeners = 2
+	w := &webServers{served: make(chan error, listeners)}
+	w.serve(control.edge.Front(control.api), api, config, log)
+	if paths.Listener != nil {
+		w.serve(control.edge.Paths(), paths, config, log)
+	}
+	return w, nil
+}
+
+func (w *webServers) serve(h http.Handler, l net.Listener, config *tls.Config, log *slog.Logger) {
+	server := newHTTPServer(h, log)
+	server.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
+		return webproxy.ConnContext(httpapi.ConnContext(ctx, conn), conn)
+	}
+	server.TLSConfig = config
+	w.servers = append(w.servers, server)
+	go func() {
+		if config != nil {
+			w.served <- server.ServeTLS(l, "", "")
+			return
+		}
+		w.served <- server.Serve(l)
+	}()
+}
+
+// shutdown stops all of them.
+func (w *webServers) shutdown(ctx context.Context) error {
+	var errs []error
+	for _, s := range w.servers {
+		errs = append(errs, shutdown(ctx, s))
+	}
+	return errors.Join(errs...)
+}
