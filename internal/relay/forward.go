@@ -2,6 +2,7 @@ package relay
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptrace"
@@ -11,6 +12,9 @@ import (
 	"sync/atomic"
 	"time"
 )
+
+// maxStatus is the last one that HTTP has room for.
+const maxStatus = 999
 
 const (
 	// smallBuffer is what a body is read through that comes a little at a time, as events
@@ -54,6 +58,10 @@ func Forward(w http.ResponseWriter, out *http.Request, via http.RoundTripper, ed
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		_ = resp.Body.Close()
 		return ErrUnasked
+	}
+	if resp.StatusCode < http.StatusOK || resp.StatusCode > maxStatus {
+		_ = resp.Body.Close()
+		return fmt.Errorf("the server answered with status %d", resp.StatusCode)
 	}
 	DropHopByHop(resp.Header)
 	if err := edit(resp); err != nil {
