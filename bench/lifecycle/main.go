@@ -31,6 +31,7 @@ const limit = 30 * time.Minute
 type options struct {
 	bin, images, scratch string
 	plot                 string
+	markdown             bool
 	only                 string
 	rounds               int
 	copies               int
@@ -46,6 +47,7 @@ func main() {
 	flag.StringVar(&o.images, "images", filepath.Join(".cache", "images"), "directory of the built images")
 	flag.StringVar(&o.scratch, "scratch", "/var/tmp", "directory, on the disk to measure with, to make a scratch directory in")
 	flag.StringVar(&o.plot, "plot", "", "file to write a plot (SVG) of the times of pauses and resumes to")
+	flag.BoolVar(&o.markdown, "markdown", false, "print the table as a document has it")
 	flag.StringVar(&o.only, "only", "", "measure only what this expression matches: small, touched, warm, forks, crowd, cycles")
 	flag.IntVar(&o.rounds, "rounds", 15, "how often to pause, resume and snapshot each guest")
 	flag.IntVar(&o.copies, "copies", 8, "how many forks to make side by side")
@@ -138,7 +140,11 @@ func run(ctx context.Context, o options) (err error) {
 			break
 		}
 	}
-	b.table.Print(os.Stdout, legend)
+	if o.markdown {
+		b.table.Markdown(os.Stdout)
+	} else {
+		b.table.Print(os.Stdout, legend)
+	}
 	if o.plot != "" && len(b.curves) > 0 {
 		err = errors.Join(err, os.WriteFile(o.plot, plot(b.curves), 0o644))
 	}

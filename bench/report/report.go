@@ -34,17 +34,29 @@ func (t *Table) Print(w io.Writer, legend string) {
 	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tab, "\twrenn\traw peer\tratio\ttarget\t")
 	for _, r := range t.rows {
-		verdict := ""
-		if r.Target != "" {
-			verdict = "missed"
-			if r.Met {
-				verdict = "met"
-			}
-		}
-		fmt.Fprintf(tab, "%s\t%s\t%s\t%s\t%s\t%s\n", r.What, r.Ours, r.Raw, r.Ratio, r.Target, verdict)
+		fmt.Fprintf(tab, "%s\t%s\t%s\t%s\t%s\t%s\n", r.What, r.Ours, r.Raw, r.Ratio, r.Target, r.verdict())
 	}
 	tab.Flush()
 	fmt.Fprint(w, "\n"+legend)
+}
+
+// Markdown writes the rows as a document has them.
+func (t *Table) Markdown(w io.Writer) {
+	fmt.Fprintln(w, "| | wrenn | raw peer | ratio | target | |\n| --- | --- | --- | --- | --- | --- |")
+	for _, r := range t.rows {
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s |\n", r.What, r.Ours, r.Raw, r.Ratio, r.Target, r.verdict())
+	}
+}
+
+// verdict says whether a target was met; it is empty where there is none.
+func (r Row) verdict() string {
+	switch {
+	case r.Target == "":
+		return ""
+	case r.Met:
+		return "met"
+	}
+	return "missed"
 }
 
 // Machine describes what the figures are of: the kernel, the processors, the day.
