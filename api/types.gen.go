@@ -197,6 +197,13 @@ func (e SignalProcessParamsSignal) Valid() bool {
 
 // CreateSandboxRequest Example: {"memory_mb":1024,"metadata":{"project":"demo"},"on_timeout":"kill","template":"base","timeout_sec":600,"vcpus":2}
 type CreateSandboxRequest struct {
+	// AllowPublicTraffic Whether everybody who knows the sandbox's id may reach its ports. If not, requests need the sandbox's
+	// `traffic_token`, or come from a browser that opened a link to the port.
+	AllowPublicTraffic *bool `json:"allow_public_traffic,omitempty"`
+
+	// AutoResume Whether a request for one of its ports resumes the sandbox when it is paused, and is then served.
+	AutoResume bool `json:"auto_resume,omitempty,omitzero"`
+
 	// DeadlineSec Seconds from now, and from each resume, after which `on_timeout` happens however busy the sandbox is.
 	// 0 means no deadline.
 	DeadlineSec int64 `json:"deadline_sec,omitempty,omitzero"`
@@ -208,6 +215,13 @@ type CreateSandboxRequest struct {
 	//
 	// Example: {"LANG":"C.UTF-8"}
 	Env map[string]string `json:"env,omitempty,omitzero"`
+
+	// MaskRequestHost The `Host` header that servers in the sandbox get in place of the one that the client sent, which then is
+	// in `X-Forwarded-Host`. `${PORT}` stands for the port. It is for servers that only take `localhost`.
+	//
+	//
+	// Example: localhost:${PORT}
+	MaskRequestHost string `json:"mask_request_host,omitempty,omitzero"`
 
 	// MemoryMb Memory in MiB. The host has a maximum.
 	MemoryMb int `json:"memory_mb,omitempty,omitzero"`
@@ -488,6 +502,42 @@ type PathRequest struct {
 	User User `json:"user,omitempty,omitzero"`
 }
 
+// Port defines model for Port.
+type Port struct {
+	// Addresses What it is bound to. A server on loopback is reachable like any other.
+	Addresses []string `json:"addresses"`
+
+	// Port Example: 3000
+	Port      int           `json:"port"`
+	Processes []PortProcess `json:"processes"`
+
+	// URL Where it is on the web; empty when the server shows no ports.
+	//
+	// Example: http://3000-sb0c9f4kq2m7x1v8t3z5wd.localhost:7700/
+	URL string `json:"url"`
+}
+
+// PortLink defines model for PortLink.
+type PortLink struct {
+	// ExpiresAt Until when the link can be opened.
+	ExpiresAt time.Time `json:"expires_at"`
+	URL       string    `json:"url"`
+}
+
+// PortList defines model for PortList.
+type PortList struct {
+	Ports []Port `json:"ports"`
+}
+
+// PortProcess defines model for PortProcess.
+type PortProcess struct {
+	// Name Example: node
+	Name string `json:"name"`
+
+	// Pid Example: 42
+	Pid int64 `json:"pid"`
+}
+
 // Process defines model for Process.
 type Process struct {
 	Args []string `json:"args"`
@@ -509,7 +559,12 @@ type ResumeRequest struct {
 
 // Sandbox defines model for Sandbox.
 type Sandbox struct {
-	CreatedAt time.Time `json:"created_at"`
+	// AllowPublicTraffic Whether everybody who knows the id may reach its ports.
+	AllowPublicTraffic bool `json:"allow_public_traffic"`
+
+	// AutoResume Whether a request for one of its ports resumes it.
+	AutoResume bool      `json:"auto_resume"`
+	CreatedAt  time.Time `json:"created_at"`
 
 	// DeadlineSec The deadline that was asked for, in seconds; absent when there is none.
 	DeadlineSec int64 `json:"deadline_sec,omitempty,omitzero"`
@@ -540,6 +595,9 @@ type Sandbox struct {
 
 	// LastUpdated When anything here but the activity changed.
 	LastUpdated time.Time `json:"last_updated"`
+
+	// MaskRequestHost The Host header that its servers get; absent: the client's.
+	MaskRequestHost string `json:"mask_request_host,omitempty,omitzero"`
 
 	// MemoryMb MiB.
 	//
@@ -578,6 +636,10 @@ type Sandbox struct {
 
 	// TimeoutSec Idle timeout in seconds; 0 is none.
 	TimeoutSec int64 `json:"timeout_sec"`
+
+	// TrafficToken What requests for ports of a private sandbox need, in the header `e2b-traffic-access-token`. Absent when
+	// it is not private.
+	TrafficToken string `json:"traffic_token,omitempty,omitzero"`
 
 	// Vcpus Example: 1
 	Vcpus int `json:"vcpus"`

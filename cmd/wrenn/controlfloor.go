@@ -54,7 +54,7 @@ func startControl(ctx context.Context, o upOptions, hostSocket string, log *slog
 	}
 	c.sandboxes = sandbox.New(sandbox.Config{
 		Store: c.db.Sandboxes(), Clocks: c.db.Sandboxes(), SnapshotStore: c.db.Snapshots(),
-		Host: c.host.Lifecycle, Snapshots: c.host.Snapshots, Processes: c.host.Processes, Files: c.host.Files,
+		Host: c.host.Lifecycle, Snapshots: c.host.Snapshots, Processes: c.host.Processes, Files: c.host.Files, Ports: c.host.Ports,
 		Warm: o.control.warm, Log: log,
 	})
 	c.edge = webproxy.New(webproxy.Config{
@@ -63,7 +63,8 @@ func startControl(ctx context.Context, o upOptions, hostSocket string, log *slog
 	})
 	c.api, err = httpapi.New(httpapi.Config{
 		Sandboxes: c.sandboxes, States: c.sandboxes, Snapshots: c.sandboxes.Snapshots(),
-		Processes: c.sandboxes.Processes(), Files: c.sandboxes.Files(), Accounts: accounts, Log: log,
+		Processes: c.sandboxes.Processes(), Files: c.sandboxes.Files(), Ports: c.sandboxes.Traffic(), Web: c.edge,
+		Accounts: accounts, Log: log,
 		Ready: func(ctx context.Context) error { return errors.Join(c.db.Ping(ctx), c.sandboxes.Ready(ctx)) },
 	})
 	if err != nil {

@@ -42,6 +42,7 @@ type Client struct {
 	Snapshots *Snapshots
 	Processes *Processes
 	Files     *Files
+	Ports     *Ports
 
 	rpc, files *http.Transport
 }
@@ -81,6 +82,7 @@ func Dial(socketPath string) *Client {
 		Snapshots: &Snapshots{client},
 		Processes: &Processes{client},
 		Files:     &Files{rpc: client, http: &http.Client{Transport: files}},
+		Ports:     &Ports{client},
 		rpc:       rpc, files: files,
 	}
 }

@@ -79,6 +79,8 @@ type Config struct {
 	Snapshots Snapshots
 	Processes Processes
 	Files     Files
+	Ports     Ports
+	Web       Web
 	Accounts  Accounts
 	// Ready says why the server cannot do its work, or nil when it can.
 	Ready func(ctx context.Context) error
@@ -92,6 +94,7 @@ type handlers struct {
 	snapshotHandlers
 	processHandlers
 	fileHandlers
+	portHandlers
 	operationHandlers
 }
 
@@ -120,6 +123,7 @@ func New(cfg Config) (*API, error) {
 		snapshotHandlers{cfg.Snapshots},
 		processHandlers{cfg.Processes},
 		fileHandlers{cfg.Files},
+		portHandlers{cfg.Ports, cfg.Web},
 		operationHandlers{cfg.Ready},
 	}, nil, api.StrictHTTPServerOptions{
 		RequestErrorHandlerFunc:  fail.decoding,

@@ -51,7 +51,7 @@ func TestCreate(t *testing.T) {
 		"id": "sb1", "status": "running", "template": "base", "vcpus": 1., "memory_mb": 512., "disk_size_mb": 10240.,
 		"timeout_sec": 60., "on_timeout": "kill", "runtime": "", "host_id": "", "host_ip": "", "guest_ip": "",
 		"metadata": map[string]any{}, "created_at": "2026-05-04T03:02:01Z", "last_updated": "2026-05-04T03:02:01Z",
-		"ends_at": "2026-05-04T03:03:01Z",
+		"ends_at": "2026-05-04T03:03:01Z", "allow_public_traffic": true, "auto_resume": false,
 	}
 	if diff := cmp.Diff(wantFields, fields); diff != "" {
 		t.Error(diff)

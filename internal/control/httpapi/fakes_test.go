@@ -163,6 +163,7 @@ func serve(t testing.TB) *server {
 	s := &server{ready: func(context.Context) error { return nil }}
 	h, err := New(Config{
 		Sandboxes: &s.sandboxes, States: &s.states, Snapshots: &s.snapshots, Processes: &s.processes, Files: &s.files, Accounts: fakeAccounts{},
+		Ports: fakeWeb{}, Web: fakeWeb{},
 		Ready: func(ctx context.Context) error { return s.ready(ctx) },
 		Log:   slog.New(slog.NewTextHandler(&s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})

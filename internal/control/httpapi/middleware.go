@@ -167,7 +167,7 @@ type router struct {
 }
 
 func (rt router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if strings.HasPrefix(r.URL.Path, protectedPrefix) {
+	if strings.HasPrefix(r.URL.Path, protectedPrefix) || r.URL.Path == metricsPath {
 		if err := rt.auth.check(r); err != nil {
 			rt.fail.write(w, r, err)
 			return

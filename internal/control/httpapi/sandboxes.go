@@ -30,7 +30,11 @@ func (h sandboxHandlers) CreateSandbox(ctx context.Context, req api.CreateSandbo
 		Env:       body.Env,
 		User:      body.User,
 		Metadata:  body.Metadata,
-		Wait:      seconds(body.WaitSec),
+		Web: sandbox.WebOptions{
+			Private:    body.AllowPublicTraffic != nil && !*body.AllowPublicTraffic,
+			AutoResume: body.AutoResume, MaskHost: body.MaskRequestHost,
+		},
+		Wait: seconds(body.WaitSec),
 	})
 	if err != nil {
 		return nil, err
@@ -126,7 +130,9 @@ func encodeSandbox(sb sandbox.Sandbox) api.Sandbox {
 		TimeoutSec: int64(sb.Timeout / time.Second), DeadlineSec: int64(sb.Deadline / time.Second),
 		OnTimeout: api.OnTimeout(sb.OnTimeout),
 		Runtime:   sb.Runtime, HostID: sb.HostID, HostIP: sb.HostIP, GuestIP: sb.GuestIP,
-		Metadata:  sb.Metadata,
+		Metadata:           sb.Metadata,
+		AllowPublicTraffic: !sb.Web.Private(), TrafficToken: sb.Web.TrafficToken,
+		AutoResume: sb.Web.AutoResume, MaskRequestHost: sb.Web.MaskHost,
 		CreatedAt: sb.CreatedAt, StartedAt: sb.StartedAt, LastActiveAt: sb.LastActiveAt,
 		LastUpdated: sb.UpdatedAt, EndsAt: sb.EndsAt(),
 		PausedAt: sb.PausedAt, SnapshotBytes: sb.SnapshotBytes,

@@ -45,6 +45,7 @@ type Config struct {
 	Snapshots     HostSnapshots
 	Processes     HostProcesses
 	Files         HostFiles
+	Ports         HostPorts
 	// Warm says of which snapshots, by their names, how many sandboxes are kept ready.
 	Warm map[string]int
 	Log  *slog.Logger
@@ -58,6 +59,7 @@ type Service struct {
 	host      Host
 	processes HostProcesses
 	files     HostFiles
+	ports     HostPorts
 	log       *slog.Logger
 
 	snapshots *Snapshots
@@ -80,6 +82,7 @@ func New(cfg Config) *Service {
 		host:      cfg.Host,
 		processes: cfg.Processes,
 		files:     cfg.Files,
+		ports:     cfg.Ports,
 		log:       cfg.Log,
 		activity:  newActivity(),
 		rearm:     make(chan struct{}, 1),

@@ -42,6 +42,7 @@ func sample(id string, at time.Time) sandbox.Sandbox {
 		Resources: sandbox.Resources{VCPUs: 2, MemoryMB: 1024, DiskMB: 4096},
 		Timeout:   time.Minute, Deadline: time.Hour, OnTimeout: sandbox.Kill,
 		Runtime: "gvisor", HostID: "h1", Metadata: map[string]string{`k"'.$`: "v1", "n": "1"},
+		Web:       sandbox.Web{TrafficToken: "secret", AutoResume: true, MaskHost: "localhost:${PORT}"},
 		CreatedAt: at, UpdatedAt: at,
 	}
 }
