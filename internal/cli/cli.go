@@ -59,7 +59,7 @@ its time was up. 125 means that Wrenn itself failed, 2 that it was called wrongl
 			newRun(a), newCreate(a), newList(a), newGet(a), newRemove(a), newPause(a), newResume(a), newFork(a),
 			newTimeout(a), newMetrics(a), newSnapshot(a), newTemplates(a),
 		},
-		groupProcesses: {newShell(a), newExec(a), newProcesses(a), newLogs(a), newKill(a), newCopy(a)},
+		groupProcesses: {newShell(a), newExec(a), newProcesses(a), newLogs(a), newKill(a), newCopy(a), newPorts(a), newOpen(a)},
 		GroupMachine:   {newDoctor(a), newVersion(a)},
 	} {
 		for _, cmd := range commands {

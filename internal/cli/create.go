@@ -33,6 +33,9 @@ type sandboxFlags struct {
 	deadline  secondsFlag
 	wait      secondsFlag
 	onTimeout string
+
+	private, autoResume bool
+	maskHost            string
 }
 
 // shape registers the flags that say how large a sandbox is and what it is made from.
@@ -51,7 +54,12 @@ func (f *sandboxFlags) request(cmd *cobra.Command) (api.CreateSandboxRequest, er
 	if cmd.Flags().Changed("vcpus") && f.vcpus < 1 {
 		return api.CreateSandboxRequest{}, usageErrorf(cmd, "--vcpus must be at least 1")
 	}
+	var public *bool
+	if f.private {
+		public = new(bool)
+	}
 	return api.CreateSandboxRequest{
+		AllowPublicTraffic: public, AutoResume: f.autoResume, MaskRequestHost: f.maskHost,
 		Template: f.template, Vcpus: f.vcpus, MemoryMb: int(f.memory), DiskSizeMb: int(f.disk),
 		Env: f.env, User: f.user, Metadata: f.metadata,
 		TimeoutSec: int64(f.idle), DeadlineSec: int64(f.deadline), OnTimeout: api.OnTimeout(f.onTimeout),
@@ -90,6 +98,9 @@ func newCreate(a *app) *cobra.Command {
 	cmd.Flags().Var(&f.idle, "timeout", "idle timeout, such as 15m (default none)")
 	cmd.Flags().Var(&f.deadline, "deadline", "how long it may run however busy it is, such as 2h (default for ever)")
 	cmd.Flags().StringVar(&f.onTimeout, "on-timeout", "", "what happens then: pause or kill (default pause)")
+	cmd.Flags().BoolVar(&f.private, "private", false, "let nobody reach its ports without its traffic token or a link from wrenn open")
+	cmd.Flags().BoolVar(&f.autoResume, "auto-resume", false, "resume it when it is paused and a request for one of its ports comes")
+	cmd.Flags().StringVar(&f.maskHost, "mask-host", "", "Host header that its servers get, such as 'localhost:${PORT}' (default the client's)")
 	addWait(cmd, &f.wait)
 	return cmd
 }

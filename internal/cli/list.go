@@ -105,6 +105,8 @@ func details(sb api.Sandbox) [][]string {
 		{"last active", when(sb.LastActiveAt)},
 		{"ends", when(sb.EndsAt)},
 		{"paused", when(sb.PausedAt)},
+		{"traffic token", sb.TrafficToken},
+		{"host mask", sb.MaskRequestHost},
 	}
 	if sb.SnapshotBytes > 0 {
 		all = append(all, []string{"on the disk", byteSize(sb.SnapshotBytes)})

@@ -75,6 +75,8 @@ func newFakeServer(home string) *fakeServer {
 	handle("POST /v1/sandboxes/{id}/exec", s.exec)
 	handle("GET /v1/sandboxes/{id}/exec/stream", s.execStream)
 	handle("GET /v1/sandboxes/{id}/processes", s.listProcesses)
+	handle("GET /v1/sandboxes/{id}/ports", fakePortList)
+	handle("POST /v1/sandboxes/{id}/ports/{port}/link", fakePortLink)
 	handle("GET /v1/sandboxes/{id}/pty", s.terminal)
 	handle("DELETE /v1/sandboxes/{id}/processes/{process}", s.signal)
 	handle("GET /v1/sandboxes/{id}/processes/{process}/stream", s.follow)
