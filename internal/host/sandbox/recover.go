@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -25,22 +26,16 @@ func (s *Service) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	loaded := make(map[string]*entry, len(ids))
 	for _, id := range ids {
-		s.entries[id] = s.load(id)
+		loaded[id] = s.load(id)
 	}
+	s.entries = maps.Clone(loaded) // those that are removed go from it while others are taken up
 	// What goes wrong with one sandbox is that one's, and no reason not to start.
-	_ = s.each(ids, func(id string) error { s.takeUp(ctx, s.entries[id]); return nil })
+	_ = s.each(ids, func(id string) error { s.takeUp(ctx, loaded[id]); return nil })
 	s.at("recover.entries")
 
-	used, slots := map[string]bool{}, []int{}
-	for _, e := range s.entries {
-		if e.run != nil {
-			used[e.run.id] = true
-		}
-		if e.slot.Link != "" && (e.run != nil || e.sandbox.Status == Paused) {
-			slots = append(slots, e.slot.Index)
-		}
-	}
+	used, slots := s.needed()
 	left = slices.DeleteFunc(left, func(id string) bool { return used[id] })
 	if len(left) > 0 {
 		s.cfg.Log.Info("removing what an earlier run left of sandboxes", "count", len(left))
@@ -61,17 +56,36 @@ func (s *Service) recover(ctx context.Context) error {
 	return s.retain()
 }
 
+// needed returns the runs and the slots that sandboxes have. One that was taken over may end
+// at any time.
+func (s *Service) needed() (runs map[string]bool, slots []int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	runs = map[string]bool{}
+	for _, e := range s.entries {
+		if e.run != nil {
+			runs[e.run.id] = true
+		}
+		if e.slot.Link != "" && (e.run != nil || e.sandbox.Status == Paused) {
+			slots = append(slots, e.slot.Index)
+		}
+	}
+	return runs, slots
+}
+
 // retain removes the snapshots and metrics that nobody needs.
 func (s *Service) retain() error {
 	needed := map[string]bool{}
+	s.mu.Lock()
 	for _, e := range s.entries {
 		needed[e.snapshot] = true
 	}
+	s.mu.Unlock()
 	err := s.cfg.Snapshots.Retain(func(snap snapshot.Snapshot) bool {
 		return needed[snap.ID] || snap.Kind == snapshot.Template || snap.Damaged != ""
 	})
 	s.at("recover.snapshots")
-	return errors.Join(err, s.meter.Retain(func(id string) bool { return s.entries[id] != nil }))
+	return errors.Join(err, s.meter.Retain(func(id string) bool { _, err := s.Get(id); return err == nil }))
 }
 
 // load makes an entry from a record. When that cannot be read, what was written down of the

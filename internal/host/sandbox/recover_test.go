@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -134,5 +135,30 @@ func TestALostRecordIsFoundInASnapshot(t *testing.T) {
 	}
 	if taken := m.taken(); taken != "slots [1], running ["+idA+"]" {
 		t.Errorf("taken: %s", taken)
+	}
+}
+
+// Some are removed while others are taken up.
+func TestOpenFindsManyAtOnce(t *testing.T) {
+	m := newMachine()
+	dir := t.TempDir()
+	first := m.open(t, dir)
+	ids := make([]string, 3*parallelEnds)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("sb%020d", i)
+		if _, err := first.Create(t.Context(), request(ids[i])); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 1 {
+			first.set(first.entries[ids[i]], func(st *state) { st.sandbox.Status = Stopping })
+		}
+	}
+	first.crash()
+	s := m.open(t, dir)
+	for i, id := range ids {
+		sb, err := s.Get(id)
+		if i%2 == 0 && (err != nil || sb.Status != Running) || i%2 == 1 && err == nil {
+			t.Errorf("%s is %+v, %v", id, sb, err)
+		}
 	}
 }
