@@ -3,12 +3,19 @@ package sandbox
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 )
 
-// flushInterval is how much activity a crash may forget.
-const flushInterval = 3 * time.Second
+const (
+	// flushInterval is how much activity a crash may forget.
+	flushInterval = 3 * time.Second
+	// keepFor is how long activity is remembered that the store knows too. Whoever decides
+	// that a sandbox is idle read its row a while ago, at most as long as a guest may take to
+	// say what runs in it, and would miss what came and was written since.
+	keepFor = time.Minute
+)
 
 // use is a way of using a sandbox. The table in docs/architecture.md says which is what.
 type use int
@@ -32,7 +39,7 @@ type activity struct {
 	now func() time.Time
 
 	mu   sync.Mutex
-	last map[string]time.Time // what the store does not know yet, and more
+	last map[string]time.Time // what the store does not know yet, or not for long
 	// dirty is the ids whose last is newer than the store's.
 	dirty map[string]bool
 	// inUse is the sandboxes in which actions are under way.
@@ -190,23 +197,21 @@ func (a *activity) flush(ctx context.Context, store ClockStore) error {
 		batch[id] = a.last[id]
 	}
 	a.mu.Unlock()
-	if len(batch) == 0 {
-		return nil
-	}
-	if err := store.Touch(ctx, batch); err != nil {
-		return err
+	if len(batch) > 0 {
+		if err := store.Touch(ctx, batch); err != nil {
+			return err
+		}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for id, at := range batch {
-		if !a.last[id].Equal(at) {
-			continue // it was active again meanwhile
+		if a.last[id].Equal(at) { // else it was active again meanwhile
+			delete(a.dirty, id)
 		}
-		delete(a.dirty, id)
-		// The store knows all of it now, and keeping it would keep every sandbox that
-		// ever was.
-		delete(a.last, id)
 	}
+	// To keep all would keep every sandbox that ever was.
+	old := a.now().Add(-keepFor)
+	maps.DeleteFunc(a.last, func(id string, at time.Time) bool { return !a.dirty[id] && at.Before(old) })
 	return nil
 }
 

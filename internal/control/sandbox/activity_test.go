@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -156,6 +157,28 @@ func TestAutoPauseIsOnTime(t *testing.T) {
 		if reason := store.row(sb.ID).Reason; !strings.Contains(reason, name) {
 			t.Errorf("%s: its reason is %q", name, reason)
 		}
+	}
+}
+
+// What is done in a sandbox while its guest is asked whether it is idle counts, also when it
+// is written to the database before the answer.
+func TestActivityDuringTheLookCounts(t *testing.T) {
+	s, store, host := newTest(t)
+	sb, err := s.Create(t.Context(), Options{Timeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	forget(s, store, sb.ID)
+	host.onList = func(id string) {
+		if err := errors.Join(s.Ping(t.Context(), id), s.activity.flush(t.Context(), store)); err != nil {
+			t.Error(err)
+		}
+	}
+	c := newClocks(s)
+	c.pass(t.Context())
+	c.work.Wait()
+	if row := store.row(sb.ID); row.Status != Running {
+		t.Errorf("it is %s (%s)", row.Status, row.Reason)
 	}
 }
 

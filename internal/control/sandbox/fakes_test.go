@@ -171,6 +171,7 @@ type fakeHost struct {
 	onPause  func(id string) error
 	onResume func(id string) error
 	onStart  func(cmd Command) (EventStream, error)
+	onList   func(id string)
 	// onConnect is onStart for a process that runs.
 	onConnect func(p Selector, replay bool) (EventStream, error)
 	signals   chan Selector
@@ -327,6 +328,9 @@ func (h fakeHostProcesses) Connect(_ context.Context, _ string, p Selector, repl
 }
 
 func (h fakeHostProcesses) List(_ context.Context, id string) ([]Process, error) {
+	if h.onList != nil {
+		h.onList(id)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.running[id], nil
