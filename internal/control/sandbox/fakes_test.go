@@ -103,9 +103,18 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-func (m *memStore) SetClocks(ctx context.Context, sb Sandbox, from ...Status) (bool, error) {
-	return m.update(ctx, sb.ID, from, func(s *Sandbox) {
-		s.Timeout, s.Deadline, s.DeadlineFrom, s.OnTimeout = sb.Timeout, sb.Deadline, sb.DeadlineFrom, sb.OnTimeout
+func (m *memStore) SetClocks(ctx context.Context, id string, t Timeouts, at time.Time, from ...Status) (bool, error) {
+	return m.update(ctx, id, from, func(s *Sandbox) {
+		s.UpdatedAt = at
+		if t.Timeout != nil {
+			s.Timeout = *t.Timeout
+		}
+		if t.Deadline != nil {
+			s.Deadline, s.DeadlineFrom = *t.Deadline, at
+		}
+		if t.OnTimeout != "" {
+			s.OnTimeout = t.OnTimeout
+		}
 	})
 }
 

@@ -31,9 +31,9 @@ type Store interface {
 type ClockStore interface {
 	// Touch writes when sandboxes were last active; unknown ids are passed over.
 	Touch(ctx context.Context, active map[string]time.Time) error
-	// SetClocks writes the idle timeout, the deadline and what it counts from, and what
-	// happens then, if the sandbox is in one of the statuses from; it reports whether it was.
-	SetClocks(ctx context.Context, s Sandbox, from ...Status) (bool, error)
+	// SetClocks writes what t says, and nothing else, if the sandbox is in one of the statuses
+	// from; it reports whether it was. A deadline counts from at.
+	SetClocks(ctx context.Context, id string, t Timeouts, at time.Time, from ...Status) (bool, error)
 }
 
 // Config is what the package's services work with.

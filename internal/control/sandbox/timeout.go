@@ -21,29 +21,22 @@ var settable = []Status{Pending, Starting, Running, Pausing, Paused, Resuming, E
 // SetTimeouts sets a sandbox's clocks anew, counting from now, whether that is sooner or
 // later than before.
 func (s *Service) SetTimeouts(ctx context.Context, id string, t Timeouts) (Sandbox, error) {
-	sb, err := s.store.Get(ctx, id)
-	if err != nil {
+	if _, err := s.store.Get(ctx, id); err != nil {
 		return Sandbox{}, err
 	}
 	if t.Timeout != nil {
 		if err := checkPeriod("timeout_sec", *t.Timeout); err != nil {
 			return Sandbox{}, err
 		}
-		sb.Timeout = *t.Timeout
 	}
 	if t.Deadline != nil {
 		if err := checkPeriod("deadline_sec", *t.Deadline); err != nil {
 			return Sandbox{}, err
 		}
-		sb.Deadline, sb.DeadlineFrom = *t.Deadline, now()
 	}
-	if t.OnTimeout != "" {
-		sb.OnTimeout = t.OnTimeout
-	}
-	sb.UpdatedAt = now()
 	// The activity first: with the new timeout and the old activity its time might be over.
 	s.activity.touch(id)
-	set, err := s.clocks.SetClocks(ctx, sb, settable...)
+	set, err := s.clocks.SetClocks(ctx, id, t, now(), settable...)
 	if err != nil {
 		return Sandbox{}, err
 	}

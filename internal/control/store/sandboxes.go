@@ -135,13 +135,29 @@ func (s *Sandboxes) Save(ctx context.Context, sb sandbox.Sandbox, from ...sandbo
 }
 
 // SetClocks implements sandbox.ClockStore.
-func (s *Sandboxes) SetClocks(ctx context.Context, sb sandbox.Sandbox, from ...sandbox.Status) (bool, error) {
-	args := []any{int64(sb.Timeout / time.Second), int64(sb.Deadline / time.Second), micros(sb.DeadlineFrom), sb.OnTimeout,
-		micros(sb.UpdatedAt), sb.ID}
-	n, err := s.db.exec(ctx, `UPDATE sandboxes SET timeout_sec = $1, deadline_sec = $2, deadline_from = $3, on_timeout = $4,
-		updated_at = $5 WHERE id = $6 AND `+statusIn(from, &args), args...)
+func (s *Sandboxes) SetClocks(ctx context.Context, id string, t sandbox.Timeouts, at time.Time, from ...sandbox.Status) (bool, error) {
+	var args []any
+	var changes []string
+	set := func(column string, v any) {
+		args = append(args, v)
+		changes = append(changes, fmt.Sprintf("%s = $%d", column, len(args)))
+	}
+	set("updated_at", micros(at))
+	if t.Timeout != nil {
+		set("timeout_sec", int64(*t.Timeout/time.Second))
+	}
+	if t.Deadline != nil {
+		set("deadline_sec", int64(*t.Deadline/time.Second))
+		set("deadline_from", micros(at))
+	}
+	if t.OnTimeout != "" {
+		set("on_timeout", t.OnTimeout)
+	}
+	args = append(args, id)
+	where := fmt.Sprintf("id = $%d", len(args))
+	n, err := s.db.exec(ctx, "UPDATE sandboxes SET "+strings.Join(changes, ", ")+" WHERE "+where+" AND "+statusIn(from, &args), args...)
 	if err != nil {
-		return false, fmt.Errorf("set the clocks of sandbox %s: %w", sb.ID, err)
+		return false, fmt.Errorf("set the clocks of sandbox %s: %w", id, err)
 	}
 	return n > 0, nil
 }

@@ -98,13 +98,17 @@ func TestSaveGoesForwardAndKeepsClocks(t *testing.T) {
 	if err := st.Insert(ctx, sb); err != nil {
 		t.Fatal(err)
 	}
-	clocks := sb
-	clocks.Timeout, clocks.Deadline, clocks.OnTimeout, clocks.DeadlineFrom = time.Second, 2*time.Second, sandbox.Pause, t0.Add(time.Hour)
-	if ok, err := st.SetClocks(ctx, clocks, sandbox.Running); ok || err != nil {
+	timeout, deadline := time.Second, 2*time.Second
+	clocks := sandbox.Timeouts{Deadline: &deadline, OnTimeout: sandbox.Pause}
+	if ok, err := st.SetClocks(ctx, "sb1", clocks, t0.Add(time.Hour), sandbox.Running); ok || err != nil {
 		t.Errorf("clocks in another status: %v, %v", ok, err)
 	}
-	if ok, err := st.SetClocks(ctx, clocks, sandbox.Starting); !ok || err != nil {
+	if ok, err := st.SetClocks(ctx, "sb1", clocks, t0.Add(time.Hour), sandbox.Starting); !ok || err != nil {
 		t.Errorf("clocks: %v, %v", ok, err)
+	}
+	// Who sets one of them leaves the others as they are.
+	if ok, err := st.SetClocks(ctx, "sb1", sandbox.Timeouts{Timeout: &timeout}, t0, sandbox.Starting); !ok || err != nil {
+		t.Errorf("the timeout alone: %v, %v", ok, err)
 	}
 	if err := st.Touch(ctx, map[string]time.Time{"sb1": t0.Add(time.Minute)}); err != nil {
 		t.Fatal(err)
@@ -118,7 +122,7 @@ func TestSaveGoesForwardAndKeepsClocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := sb
-	want.Timeout, want.Deadline, want.OnTimeout = clocks.Timeout, clocks.Deadline, clocks.OnTimeout
+	want.Timeout, want.Deadline, want.OnTimeout = timeout, deadline, clocks.OnTimeout
 	want.DeadlineFrom, want.LastActiveAt = t0.Add(time.Hour), t0.Add(time.Minute)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
