@@ -267,6 +267,8 @@ func (s *Service) finish(e *entry, status Status, reason string) {
 
 // forget removes every trace of a sandbox that holds nothing any more.
 func (s *Service) forget(e *entry) {
+	e.telling.Lock()
+	defer e.telling.Unlock()
 	s.mu.Lock()
 	delete(s.entries, e.sandbox.ID)
 	s.mu.Unlock()

@@ -50,10 +50,24 @@ func (x Snapshots) Fork(ctx context.Context, id string, copies []string) ([]Sand
 		s.cfg.Log.Error("remove the snapshot of a fork", "snapshot", snap.ID, "error", dropErr)
 	}
 	s.at("fork.dropped")
+	s.cutLoose(forks)
 	if err != nil {
 		return nil, fmt.Errorf("fork sandbox: %w", err)
 	}
 	return forks, nil
+}
+
+// cutLoose makes copies last whether or not the snapshot that they were made from is on the
+// disk: it may not have been possible to remove it, or a loss of power may bring it back.
+func (s *Service) cutLoose(copies []Sandbox) {
+	for _, c := range copies {
+		s.mu.Lock()
+		e := s.entries[c.ID]
+		s.mu.Unlock()
+		if e != nil {
+			s.set(e, func(st *state) { st.fork = "" })
+		}
+	}
 }
 
 // copyAll makes sandboxes from a snapshot, side by side: all of them or none.

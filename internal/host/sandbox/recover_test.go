@@ -162,3 +162,40 @@ func TestOpenFindsManyAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// Copies that somebody was told of last, also when their snapshot could not be removed.
+func TestCopiesOutliveTheirSnapshot(t *testing.T) {
+	m := newMachine()
+	dir := t.TempDir()
+	cfg := m.config(t, dir)
+	var there string
+	aside := filepath.Join(dir, "aside")
+	cfg.At = func(point string) {
+		if point == "fork.copied" { // without its directory it cannot be removed
+			there = filepath.Join(dir, "snapshots", cfg.Snapshots.List()[0].ID)
+			if err := os.Rename(there, aside); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	first := m.openWith(t, cfg)
+	if _, err := first.Create(t.Context(), request(idA)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Snapshots().Fork(t.Context(), idA, []string{idB, idC}); err != nil {
+		t.Fatal(err)
+	}
+	first.crash()
+	if err := os.Rename(aside, there); err != nil {
+		t.Fatal(err)
+	}
+	s := m.open(t, dir)
+	for _, id := range []string{idA, idB, idC} {
+		if sb, err := s.Get(id); err != nil || sb.Status != Running {
+			t.Errorf("%s is %+v, %v", id, sb, err)
+		}
+	}
+	if list := s.cfg.Snapshots.List(); len(list) > 0 {
+		t.Errorf("snapshots %v", list)
+	}
+}

@@ -160,8 +160,8 @@ type state struct {
 	// snapshot is the one that it can be resumed from, and draft the one that a pause under
 	// way is writing; empty when there is none.
 	snapshot, draft string
-	// fork is the snapshot that it was made from by a fork. While there is that snapshot the
-	// fork has not come to its end, and a process that finds the sandbox removes it.
+	// fork is the snapshot that it was made from by a fork that has not come to its end. A
+	// process that finds both removes the sandbox.
 	fork string
 	// run is nil while there is nothing in the runtime or network that would be its.
 	run *run
@@ -274,14 +274,19 @@ func (s *Service) Guest(id string) (*guestclient.Client, error) {
 // for the id.
 var idPattern = regexp.MustCompile(`^sb[a-z0-9]{20}$`)
 
-// set changes an entry under the lock, keeps its record, and tells watchers.
+// set changes an entry under the lock, keeps its record, and tells watchers. Of a sandbox
+// that is forgotten nothing is kept or told any more.
 func (s *Service) set(e *entry, change func(*state)) {
 	e.telling.Lock()
 	defer e.telling.Unlock()
 	s.mu.Lock()
+	known := s.entries[e.sandbox.ID] == e
 	change(&e.state)
 	now := e.state
 	s.mu.Unlock()
+	if !known {
+		return
+	}
 	if err := s.records.write(now.record(), atomicfile.Write); err != nil {
 		// The state in memory is right; only a crash from here on would miss it, and
 		// what it would leave is still found by the runtime's and the network's lists.
