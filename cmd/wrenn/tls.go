@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/caddyserver/certmagic"
 	"github.com/spf13/pflag"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
@@ -16,12 +17,18 @@ import (
 // tlsOptions is how clients reach the listeners. The zero value is without TLS.
 type tlsOptions struct {
 	cert, key string // files in PEM
+	// acme is whether certificates are obtained when they are needed, from acmeCA.
+	acme              bool
+	acmeEmail, acmeCA string
 }
 
 // addFlags adds the flags that are about TLS.
 func (o *tlsOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.cert, "tls-cert", "", "certificate chain (PEM) for the API and the ports of sandboxes; read again when it changes")
 	f.StringVar(&o.key, "tls-key", "", "private key (PEM) of --tls-cert")
+	f.BoolVar(&o.acme, "acme", false, "obtain a certificate for each name under --domain that is asked for; the listener must be reached at port 443")
+	f.StringVar(&o.acmeEmail, "acme-email", "", "address at which the certificate authority may write to you")
+	f.StringVar(&o.acmeCA, "acme-ca", certmagic.LetsEncryptProductionCA, "directory of the certificate authority")
 }
 
 // check says which flag is wrong.
@@ -29,10 +36,13 @@ func (o *tlsOptions) check() error {
 	if (o.cert == "") != (o.key == "") {
 		return fault.New(fault.InvalidRequest, "--tls-cert and --tls-key go together; name both or neither")
 	}
+	if o.acme && o.cert != "" {
+		return fault.New(fault.InvalidRequest, "--acme and --tls-cert exclude each other; name one of them")
+	}
 	return nil
 }
 
-func (o *tlsOptions) enabled() bool { return o.cert != "" }
+func (o *tlsOptions) enabled() bool { return o.cert != "" || o.acme }
 
 func (o *tlsOptions) scheme() string {
 	if o.enabled() {
@@ -49,11 +59,8 @@ func (o *tlsOptions) defaultPort() string {
 	return "80"
 }
 
-// config is how the listeners speak TLS, nil for not at all.
+// config is how the listeners speak TLS with the certificate in files.
 func (o *tlsOptions) config(log *slog.Logger) (*tls.Config, error) {
-	if !o.enabled() {
-		return nil, nil
-	}
 	c := &certificate{cert: o.cert, key: o.key, log: log}
 	if err := c.load(); err != nil {
 		return nil, fault.Wrap(err, fault.InvalidRequest, "cannot read the certificate in --tls-cert and --tls-key: %v", err)

@@ -106,6 +106,9 @@ func (o *upOptions) resolve() error {
 	if o.imageDir, err = filepath.Abs(o.imageDir); err != nil {
 		return err
 	}
+	if o.tls.acme && (o.domain == "" || o.domain == defaultDomain) {
+		return fault.New(fault.InvalidRequest, "--acme needs a domain of yours; name it with --domain")
+	}
 	o.host.dataDir, o.host.imageDir = o.dataDir, o.imageDir
 	return errors.Join(o.host.check(), o.control.check(), o.tls.check())
 }

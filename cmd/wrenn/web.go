@@ -79,14 +79,12 @@ type webServers struct {
 	servers []*http.Server
 	// served gets an error when one of them cannot go on.
 	served chan error
+	// stopTLS ends what renews certificates.
+	stopTLS func()
 }
 
 // serveWeb serves the API, with the ports of sandboxes by name, and those by path.
 func serveWeb(o upOptions, control *controlFloor, api net.Listener, paths pathListener, log *slog.Logger) (*webServers, error) {
-	config, err := o.tls.config(log)
-	if err != nil {
-		return nil, err
-	}
 	origin := ""
 	if paths.Listener != nil {
 		origin = o.origin(paths.Addr())
@@ -101,7 +99,20 @@ func serveWeb(o upOptions, control *controlFloor, api net.Listener, paths pathLi
 	control.edge.SetAddress(o.tls.scheme(), port, origin)
 
 	const listeners = 2
-	w := &webServers{served: make(chan error, listeners)}
+	w := &webServers{served: make(chan error, listeners), stopTLS: func() {}}
+	var config *tls.Config
+	switch {
+	case o.tls.acme:
+		n := 0
+		if tcp, ok := api.Addr().(*net.TCPAddr); ok {
+			n = tcp.Port
+		}
+		config, w.stopTLS = o.tls.acmeConfig(o.dataDir, n, control.edge, log)
+	case o.tls.enabled():
+		if config, err = o.tls.config(log); err != nil {
+			return nil, err
+		}
+	}
 	w.serve(control.edge.Front(control.api), api, config, log)
 	if paths.Listener != nil {
 		w.serve(control.edge.Paths(), paths, config, log)
@@ -131,5 +142,6 @@ func (w *webServers) shutdown(ctx context.Context) error {
 	for _, s := range w.servers {
 		errs = append(errs, shutdown(ctx, s))
 	}
+	w.stopTLS()
 	return errors.Join(errs...)
 }

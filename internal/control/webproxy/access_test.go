@@ -137,3 +137,33 @@ func TestSealedWithoutWake(t *testing.T) {
 		t.Errorf("answered %d", resp.StatusCode)
 	}
 }
+
+func TestShows(t *testing.T) {
+	b := newBench(t, echo, func(c *Config) { c.Domain = "example.com:8443" })
+	for _, name := range []string{"example.com", "EXAMPLE.com", "3000-" + boxID + ".example.com"} {
+		if err := b.edge.Shows(t.Context(), name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, name := range []string{"", "com", "x.example.com", "3000-sbnone.example.com", "0-" + boxID + ".example.com", "3000-" + boxID + ".evil.com"} {
+		if err := b.edge.Shows(t.Context(), name); err == nil {
+			t.Errorf("%q is shown", name)
+		}
+	}
+}
+
+func TestURL(t *testing.T) {
+	for _, c := range []struct{ domain, scheme, port, paths, want string }{
+		{"localhost", "http", "7700", "http://127.0.0.1:7701", "http://80-sb1.localhost:7700/"},
+		{"example.com", "https", "", "", "https://80-sb1.example.com/"},
+		{"example.com:8443", "https", "7700", "", "https://80-sb1.example.com:8443/"},
+		{"", "http", "7700", "http://127.0.0.1:7701", "http://127.0.0.1:7701/proxy/sb1/80/"},
+		{"", "http", "7700", "", ""},
+	} {
+		e := New(Config{Domain: c.domain})
+		e.SetAddress(c.scheme, c.port, c.paths)
+		if got := e.URL("sb1", 80); got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}

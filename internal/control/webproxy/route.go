@@ -1,6 +1,7 @@
 package webproxy
 
 import (
+	"context"
 	"net"
 	"net/http"
 	"net/netip"
@@ -167,6 +168,22 @@ func (e *Edge) URL(id string, port int) string {
 		return e.address.paths + t.Prefix() + "/"
 	}
 	return ""
+}
+
+// Shows returns an error for a host name under which nothing is shown: it is neither the
+// domain nor the name of a port of a sandbox that there is.
+func (e *Edge) Shows(ctx context.Context, name string) error {
+	to, ours, err := webroute.ParseHost(name, e.domain)
+	switch {
+	case err != nil:
+		return err
+	case ours:
+		_, _, err := e.look(ctx, to.Sandbox)
+		return err
+	case e.domain != "" && strings.EqualFold(name, e.domain):
+		return nil
+	}
+	return fault.New(fault.NotFound, "%q is not a name of this server", name)
 }
 
 // domainName is a domain without the port that it may have.
