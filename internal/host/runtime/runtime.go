@@ -39,7 +39,8 @@ type Checkpointer interface {
 	// Checkpoint writes the memory and the disk of a running sandbox to files in dir,
 	// which exists and is empty, and leaves the sandbox frozen in just that state, until
 	// Thaw or Destroy. It does not sync the files. When it fails, for want of room on the
-	// disk (fault.NoSpace) or because ctx ended, the sandbox runs on as if nothing had
+	// disk (fault.NoSpace), for something in the guest that the runtime cannot write down
+	// (fault.InvalidState) or because ctx ended, the sandbox runs on as if nothing had
 	// been, and what is in dir is of no use. What is being written when ctx ends is written
 	// first. The guest's network is not frozen: data that comes in is still acknowledged,
 	// unless the caller keeps it away.

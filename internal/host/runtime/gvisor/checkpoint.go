@@ -62,6 +62,8 @@ func (d *Driver) Checkpoint(ctx context.Context, id, dir string) error {
 	}
 	if noRoom(dir) {
 		err = fault.Wrap(err, fault.NoSpace, "the host's disk is full; make room on it and try again")
+	} else if what, ok := unsaveable(err); ok {
+		err = fault.Wrap(err, fault.InvalidState, "something in the sandbox cannot be written down; end what uses it and try again: %s", what)
 	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveTime)
 	defer cancel()
@@ -132,6 +134,26 @@ func (d *Driver) save(id, dir string) error {
 		"metadata":        map[string]string{"compression": "none"},
 	}
 	return c.call(callCheckpoint, options, nil, files, saveTime)
+}
+
+// maxUnsaveable bounds what is told of a guest's state that cannot be saved, in bytes.
+const maxUnsaveable = 200
+
+// unsaveable says what a checkpoint has failed for when that is something of the guest which
+// gVisor has no way to save, such as a tun device. The sentry tells it as text: this, the
+// cause, and the stack of whoever found it.
+func unsaveable(err error) (string, bool) {
+	var said sentryError
+	if !errors.As(err, &said) {
+		return "", false
+	}
+	what, ok := strings.CutPrefix(string(said), "encoding error: ")
+	if !ok {
+		return "", false
+	}
+	what, _, _ = strings.Cut(what, "\n")
+	what = strings.TrimRight(what, ":. ")
+	return what[:min(len(what), maxUnsaveable)], true
 }
 
 // noRoom reports whether a directory's disk is full, by trying: the sentry tells its

@@ -64,6 +64,11 @@ func (c *control) failed(method string, err error) error {
 	return fmt.Errorf("%s: %w", method, err)
 }
 
+// sentryError is what a sentry says of a call that it could not carry out.
+type sentryError string
+
+func (e sentryError) Error() string { return "the sentry says: " + string(e) }
+
 // call calls a method with an argument and files, and decodes its result unless that is
 // nil. It fails when the answer takes longer than limit.
 func (c *control) call(method string, arg, result any, files []*os.File, limit time.Duration) error {
@@ -101,7 +106,7 @@ func (c *control) call(method string, arg, result any, files []*os.File, limit t
 		return c.failed(method, err)
 	}
 	if !answer.Success {
-		return fmt.Errorf("%s: the sentry says: %s", method, answer.Err)
+		return fmt.Errorf("%s: %w", method, sentryError(answer.Err))
 	}
 	if result == nil || len(answer.Result) == 0 || bytes.Equal(answer.Result, []byte("null")) {
 		return nil

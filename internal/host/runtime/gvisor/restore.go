@@ -20,6 +20,12 @@ import (
 // waits for the cue between creating and restoring.
 func (d *Driver) restore(ctx context.Context, spec runtime.Spec) error {
 	if err := d.writeRestoreBundle(spec); err != nil {
+		if errors.Is(err, errDamaged) && spec.BeforeRestore != nil {
+			// Who looks at all of it can say better what is wrong.
+			if found := spec.BeforeRestore(ctx); found != nil {
+				return found
+			}
+		}
 		return err
 	}
 	heard, cue, err := os.Pipe()
@@ -61,7 +67,7 @@ var errCreateEnded = errors.New("the sandbox could not be prepared")
 func (d *Driver) writeRestoreBundle(spec runtime.Spec) error {
 	from, err := readOrigin(spec.Checkpoint)
 	if err != nil {
-		return damaged(spec.Checkpoint, err)
+		return damaged(err)
 	}
 	if _, err := d.programs.find(from.Program); err != nil {
 		return err
@@ -78,14 +84,14 @@ func (d *Driver) writeRestoreBundle(spec runtime.Spec) error {
 	}
 	text, err := os.ReadFile(filepath.Join(spec.Checkpoint, configFile))
 	if err != nil {
-		return damaged(spec.Checkpoint, err)
+		return damaged(err)
 	}
 	var config specs.Spec
 	if err := json.Unmarshal(text, &config); err != nil {
-		return damaged(spec.Checkpoint, err)
+		return damaged(err)
 	}
 	if config.Linux == nil || config.Annotations[rootfsSource] == "" {
-		return damaged(spec.Checkpoint, errors.New("its configuration is not one of ours"))
+		return damaged(errors.New("its configuration is not one of ours"))
 	}
 	if err := d.linkAs(spec.RootFS, config.Annotations[rootfsSource]); err != nil {
 		return err
@@ -122,8 +128,11 @@ func replaceMount(mounts []specs.Mount, m runtime.Mount) error {
 	return fmt.Errorf("the checkpoint has no mount at %s", m.Target)
 }
 
-func damaged(checkpoint string, err error) error {
-	return fault.Wrap(err, fault.InvalidState, "the snapshot in %s is not whole and cannot be restored", filepath.Base(checkpoint))
+// errDamaged is why a checkpoint cannot be restored that is not as it was written.
+var errDamaged = errors.New("damaged checkpoint")
+
+func damaged(err error) error {
+	return fault.Wrap(errors.Join(errDamaged, err), fault.Internal, "what was written down of the sandbox is damaged and was not used")
 }
 
 // rootfsSource is the annotation that names a sandbox's image.

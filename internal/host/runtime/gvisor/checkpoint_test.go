@@ -1,0 +1,117 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
+)
+
+// tunUser holds a tun device until somebody who is connected says something.
+const tunUser = `
+import fcntl, os, socket, struct, time
+tun = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tun, 0x400454ca, struct.pack("16sH", b"tun0", 0x1001))
+peer, _ = socket.create_server(("0.0.0.0", 8000)).accept()
+peer.recv(1)
+os.close(tun)
+peer.send(b"x")
+time.sleep(3600)
+`
+
+// gVisor cannot write a tun device down. That is no fault of the server, and whoever asked
+// is told what to do about it.
+func TestCheckpointTellsWhatItCannotWrite(t *testing.T) {
+	p := newPlace(t)
+	slot := p.slot(t)
+	spec := p.sleeper(t, "tunnel", slot)
+	spec.Args = []string{"/usr/bin/python3", "-c", tunUser}
+	if err := p.driver.Start(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	guest := dialSoon(t, netip.AddrPortFrom(slot.Guest.Addr(), 8000))
+	err := p.driver.Checkpoint(t.Context(), spec.ID, t.TempDir())
+	var told *fault.Error
+	if !errors.As(err, &told) || told.Code() != fault.InvalidState || !strings.Contains(told.Message(), "/dev/net/tun") ||
+		strings.Contains(told.Message(), "goroutine") {
+		t.Errorf("a checkpoint with a tun device: %v", err)
+	}
+	// It goes on, and can be written down once the device is gone.
+	if _, err := guest.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := guest.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.driver.Checkpoint(t.Context(), spec.ID, t.TempDir()); err != nil {
+		t.Error(err)
+	}
+}
+
+// dialSoon connects to a server that is about to listen.
+func dialSoon(t *testing.T, address netip.AddrPort) net.Conn {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", address.String())
+		if err == nil {
+			t.Cleanup(func() { conn.Close() })
+			if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			return conn
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("nobody listens: %v", err)
+		case <-tick.C:
+		}
+	}
+}
+
+// What of a checkpoint is read to prepare the restore may be damaged as the rest may; then
+// too the caller, who looks at everything, says what is wrong.
+func TestDamagedDescription(t *testing.T) {
+	p := newPlace(t)
+	spec := p.sleeper(t, "described", p.slot(t))
+	if err := p.driver.Start(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := p.driver.Checkpoint(t.Context(), spec.ID, dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{configFile, originFile} {
+		file := filepath.Join(dir, name)
+		whole, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, whole[:len(whole)/2], stateMode); err != nil {
+			t.Fatal(err)
+		}
+		again := p.sleeper(t, "again", p.slot(t))
+		again.Checkpoint = dir
+		if err := p.driver.Start(t.Context(), again); !errors.Is(err, errDamaged) {
+			t.Errorf("%s is cut short: %v", name, err)
+		}
+		found := errors.New("the caller's finding")
+		again.BeforeRestore = func(context.Context) error { return found }
+		if err := p.driver.Start(t.Context(), again); !errors.Is(err, found) {
+			t.Errorf("%s is cut short, and the caller knows: %v", name, err)
+		}
+		if err := os.WriteFile(file, whole, stateMode); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
