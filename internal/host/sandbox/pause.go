@@ -71,7 +71,18 @@ func (p *pausing) note(context.Context) error {
 func (p *pausing) prepare(ctx context.Context) error {
 	// It may rest although it did not answer.
 	p.onFailure(func(ctx context.Context) error { p.s.wake(ctx, p.e); return nil })
-	return p.s.prepareGuest(ctx, p.e, false)
+	err := p.s.prepareGuest(ctx, p.e, false)
+	if err == nil || ctx.Err() != nil || errors.Is(err, errEnded) {
+		return err
+	}
+	// Rest makes a snapshot small, not safe, and a guest whose root has stopped its daemon
+	// or taken its network down would else run on past every deadline. But a runtime that
+	// does not answer either is not asked to write: it would be held up for much longer.
+	if thawErr := p.s.cfg.Runtime.Thaw(ctx, p.e.run.id); thawErr != nil {
+		return errors.Join(err, thawErr)
+	}
+	p.s.cfg.Log.Warn("pause a sandbox whose guest cannot be brought to rest", "sandbox", p.e.sandbox.ID, "error", err)
+	return nil
 }
 
 func (s *Service) prepareGuest(ctx context.Context, e *entry, live bool) error {
