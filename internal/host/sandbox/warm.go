@@ -30,6 +30,9 @@ const (
 // for concurrent use.
 type warmth struct {
 	s *Service
+	// life ends when no more is made, at the latest with the Service.
+	life context.Context
+	end  context.CancelFunc
 
 	mu      sync.Mutex
 	closed  bool
@@ -40,7 +43,9 @@ type warmth struct {
 }
 
 func newWarmth(s *Service) *warmth {
-	return &warmth{s: s, want: map[string]int{}, ready: map[string][]*launch{}, filling: map[string]bool{}}
+	w := &warmth{s: s, want: map[string]int{}, ready: map[string][]*launch{}, filling: map[string]bool{}}
+	w.life, w.end = context.WithCancel(s.life)
+	return w
 }
 
 // SetWarm says of which snapshots sandboxes are kept ready, in place of what was said
@@ -105,6 +110,7 @@ func (w *warmth) giveUp(ctx context.Context) bool {
 	for id, ready := range w.ready {
 		if len(ready) > 0 {
 			l, w.ready[id] = ready[0], ready[1:]
+			w.fillAfter(id, warmRetry) // not before who needs the room has it
 			break
 		}
 	}
@@ -128,6 +134,7 @@ func (w *warmth) close(ctx context.Context) error {
 	w.closed = true
 	clear(w.want)
 	w.mu.Unlock()
+	w.end()
 	w.fillers.Wait()
 	w.mu.Lock()
 	var all []*launch
@@ -151,24 +158,40 @@ func endAll(ctx context.Context, all []*launch) error {
 
 // fill sees to it that as many runs of a snapshot become ready as are wanted. The caller
 // holds w.mu.
-func (w *warmth) fill(id string) {
+func (w *warmth) fill(id string) { w.fillAfter(id, 0) }
+
+// fillAfter is fill that begins after a time.
+func (w *warmth) fillAfter(id string, wait time.Duration) {
 	if w.filling[id] || w.closed {
 		return
 	}
 	w.filling[id] = true
 	w.fillers.Go(func() {
-		for w.lacks(id) {
+		w.rest(wait)
+		for failed := false; w.lacks(id); {
 			err := w.addOne(id)
-			if err == nil {
-				continue
+			if err != nil {
+				if !failed && w.life.Err() == nil { // a host may be full for long: it is said once
+					w.s.cfg.Log.Warn("cannot keep a sandbox ready; trying again", "snapshot", id, "error", err)
+				}
+				w.rest(warmRetry)
 			}
-			w.s.cfg.Log.Warn("keep a sandbox ready", "snapshot", id, "error", err)
-			select {
-			case <-time.After(warmRetry):
-			case <-w.s.life.Done():
-			}
+			failed = err != nil
 		}
 	})
+}
+
+// rest waits, or until no more is made.
+func (w *warmth) rest(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-w.life.Done():
+	}
 }
 
 // lacks says whether there are too few; otherwise nobody fills any more.
@@ -196,7 +219,7 @@ func (w *warmth) addOne(id string) error {
 		return err
 	}
 	c.origin.Token = snap.Token
-	ctx, cancel := context.WithTimeout(s.life, launchTimeout)
+	ctx, cancel := context.WithTimeout(w.life, launchTimeout)
 	defer cancel()
 	leave, err := s.room.take(ctx, c.need, 0)
 	if err != nil {
