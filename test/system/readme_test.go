@@ -27,6 +27,7 @@ var varying = []struct {
 	name    string
 }{
 	{regexp.MustCompile(`sb[a-z0-9]{20}`), "SANDBOX"},
+	{regexp.MustCompile(`localhost:\d+/`), "localhost:PORT/"},
 	{regexp.MustCompile(`(MiB|GiB) +\d+s$`), "$1 AGE"},
 	{regexp.MustCompile(`^Date: .*`), "Date: NOW"},
 	{regexp.MustCompile(`^(\d+)( +web)`), "PID$2"},
