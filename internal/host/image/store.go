@@ -24,7 +24,8 @@ import (
 type Image struct {
 	Name string
 	// Path is absolute, names an EROFS file, and is stable for the life of the image: the
-	// file is never changed, and a newer image of the same name gets another path.
+	// file is never changed, nor removed by itself, and a newer image of the same name gets
+	// another path: what was saved of a sandbox wants the very image back.
 	Path        string
 	SizeBytes   int64
 	DefaultUser string
@@ -141,21 +142,6 @@ func (s *Store) Lookup(name string) (Image, error) {
 		names[i] = img.Name
 	}
 	return Image{}, fault.New(fault.NotFound, "template %q does not exist; there are: %s", name, strings.Join(names, ", "))
-}
-
-// Exact returns the image with a file name, which is the last part of its path. It stays
-// the same when its name stands for a newer image, so that a sandbox which was saved finds
-// what it was made from. Images are never removed by themselves.
-func (s *Store) Exact(file string) (Image, error) {
-	stem, ok := strings.CutSuffix(file, imageExt)
-	if !ok {
-		return Image{}, fault.New(fault.NotFound, "%q is not the name of an image's file", file)
-	}
-	img, err := s.load(stem)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Image{}, fault.Wrap(err, fault.NotFound, "the image %q is not in %s any more, or is damaged; put it back to use what was made from it", file, s.dir)
-	}
-	return img, err
 }
 
 // List returns all images by name.

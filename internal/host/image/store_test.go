@@ -59,26 +59,6 @@ func TestLookup(t *testing.T) {
 	}
 }
 
-func TestExactImageStays(t *testing.T) {
-	store := newTestStore(t)
-	old := addImage(t, store, "base", "base-1", "old")
-	addImage(t, store, "base", "base-2", "newer")
-	if got, err := store.Exact(filepath.Base(old.Path)); err != nil || got != old {
-		t.Errorf("Exact gave %+v, %v", got, err)
-	}
-	for _, file := range []string{"", "base-1", "base.erofs", "../base-1.erofs", ".erofs"} {
-		if _, err := store.Exact(file); !fault.Is(err, fault.NotFound) {
-			t.Errorf("Exact(%q) gave %v", file, err)
-		}
-	}
-	if err := os.Truncate(old.Path, 1); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := store.Exact("base-1.erofs"); !fault.Is(err, fault.NotFound) {
-		t.Errorf("a truncated image gave %v", err)
-	}
-}
-
 func TestDamagedImageIsMissing(t *testing.T) {
 	store := newTestStore(t)
 	img := addImage(t, store, "base", "base-1", "whole")
