@@ -35,7 +35,7 @@ type Update struct {
 	TokenHash string
 	// Env replaces the environment that every process gets.
 	Env map[string]string
-	// Timestamp orders updates: one that is older than the last is ignored.
+	// Timestamp orders the updates of one sandbox: one that is older than the last is ignored.
 	Timestamp             time.Time
 	DefaultUser           string
 	Workdir               string
@@ -79,8 +79,11 @@ func (i *Identity) Apply(up Update, presented string) error {
 	if err := i.check(up); err != nil {
 		return err
 	}
+	// Only the id tells a copy from the sandbox that it was made from. What the clock was there
+	// says nothing: it may have been set back since, and the copy would keep what is not its own.
+	another := up.SandboxID != "" && up.SandboxID != i.own["E2B_SANDBOX_ID"]
 	if !up.Timestamp.IsZero() {
-		if up.Timestamp.Before(i.last) {
+		if !another && up.Timestamp.Before(i.last) {
 			return nil
 		}
 		i.last = up.Timestamp
@@ -98,8 +101,6 @@ func (i *Identity) Apply(up Update, presented string) error {
 	if up.Workdir != "" {
 		i.workdir = up.Workdir
 	}
-	// Only the id tells a copy from the sandbox that it was made from.
-	another := up.SandboxID != "" && up.SandboxID != i.own["E2B_SANDBOX_ID"]
 	if up.SandboxID != "" {
 		i.own["E2B_SANDBOX_ID"] = up.SandboxID
 	}

@@ -45,6 +45,29 @@ func TestAnotherIdMakesAnotherMachine(t *testing.T) {
 	}
 }
 
+// A copy is told who it is by a clock that may have been set back since its original was.
+func TestACopyTakesOverWhatIsOlder(t *testing.T) {
+	users, _ := testUsers(t)
+	id := New(users, System{}, slog.New(slog.DiscardHandler))
+	for _, step := range []struct {
+		up       Update
+		accepted string // as the token from then on
+	}{
+		{Update{SandboxID: "sb1", Token: "one", Timestamp: time.Unix(2000, 0)}, "one"},
+		{Update{SandboxID: "sb1", Token: "old", Timestamp: time.Unix(1000, 0)}, "one"},
+		{Update{SandboxID: "sb2", Token: "two", Timestamp: time.Unix(1000, 0)}, "two"},
+		{Update{SandboxID: "sb2", Token: "old", Timestamp: time.Unix(999, 0)}, "two"},
+		{Update{SandboxID: "sb2", Token: "new", Timestamp: time.Unix(1001, 0)}, "new"},
+	} {
+		if err := id.Apply(step.up, id.token); err != nil {
+			t.Fatal(err)
+		}
+		if !id.Authorized(step.accepted) {
+			t.Errorf("after %+v the token is %q", step.up, id.token)
+		}
+	}
+}
+
 // A copy's host keys are others, of the same kinds, and a server can read them.
 func TestHostKeysAreRenewed(t *testing.T) {
 	keygen := testenv.Program(t, "ssh-keygen")
