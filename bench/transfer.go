@@ -142,6 +142,7 @@ type plainCopy struct {
 	path   string
 	url    string
 	server *http.Server
+	client *http.Client
 	served chan error
 }
 
@@ -151,12 +152,14 @@ func startCopy(dir string) (*plainCopy, error) {
 		return nil, err
 	}
 	c := &plainCopy{path: filepath.Join(dir, "large"), url: "http://" + listener.Addr().String(), served: make(chan error, 1)}
+	c.client = &http.Client{Transport: &http.Transport{}}
 	c.server = &http.Server{Handler: http.HandlerFunc(c.handle), ReadHeaderTimeout: headerLimit}
 	go func() { c.served <- c.server.Serve(listener) }()
 	return c, nil
 }
 
 func (c *plainCopy) close() error {
+	c.client.CloseIdleConnections()
 	err := c.server.Close()
 	if served := <-c.served; !errors.Is(served, http.ErrServerClosed) {
 		err = errors.Join(err, served)
@@ -184,7 +187,7 @@ func (c *plainCopy) request(ctx context.Context, method string, body io.Reader) 
 	if err != nil {
 		return nil, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := c.client.Do(req)
 	if err == nil && resp.StatusCode != http.StatusOK {
 		resp.Body.Close()
 		err = fmt.Errorf("the plain copy answered %s", resp.Status)
