@@ -33,6 +33,10 @@ type exchange struct {
 
 // ServeHTTP implements http.Handler for the paths that webroute.IsProxied knows.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodConnect { // it is for proxies of another kind
+		fault.WriteHTTP(w, fault.New(fault.MethodNotAllowed, "CONNECT is not possible here; send requests to the address of the port"))
+		return
+	}
 	path, query, asked := rawPath(r)
 	to, rest, err := webroute.Split(path)
 	if err != nil {
