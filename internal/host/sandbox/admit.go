@@ -52,8 +52,10 @@ type room struct {
 
 	mu       sync.Mutex
 	memoryMB int
-	runs     int
-	queue    []*waiter // first come, first served
+	// arrivingMB is what those take at once who have room and may not have taken it yet.
+	arrivingMB int
+	runs       int
+	queue      []*waiter // first come, first served
 }
 
 // waiter is one who waits for room.
@@ -69,8 +71,8 @@ func newRoom(cfg Admission) *room {
 }
 
 // take takes room, for which it waits at most that long behind all who came before. The
-// error says what there is too little of. leave gives the room back, once.
-func (r *room) take(ctx context.Context, d demand, wait time.Duration) (leave func(), err error) {
+// error says what there is too little of.
+func (r *room) take(ctx context.Context, d demand, wait time.Duration) (at *place, err error) {
 	w := &waiter{wake: make(chan struct{}, 1)}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -117,21 +119,55 @@ func (r *room) take(ctx context.Context, d demand, wait time.Duration) (leave fu
 	}
 }
 
+// place is the room that a run has. It is safe for concurrent use.
+type place struct {
+	room *room
+	d    demand
+
+	// Guarded by room.mu.
+	arrived, left bool
+}
+
 // occupy counts a run in. The caller holds r.mu.
-func (r *room) occupy(d demand) (leave func()) {
+func (r *room) occupy(d demand) *place {
 	r.memoryMB += d.memoryMB
+	r.arrivingMB += d.nowMB
 	r.runs++
-	return sync.OnceFunc(func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.memoryMB -= d.memoryMB
-		r.runs--
-		r.wakeFirst()
-	})
+	return &place{room: r, d: d}
+}
+
+// arrive says that the run has taken what it takes at once: the kernel counts it now. It may
+// be called again.
+func (p *place) arrive() {
+	p.room.mu.Lock()
+	defer p.room.mu.Unlock()
+	p.arriveLocked()
+	p.room.wakeFirst()
+}
+
+func (p *place) arriveLocked() {
+	if !p.arrived {
+		p.arrived = true
+		p.room.arrivingMB -= p.d.nowMB
+	}
+}
+
+// leave gives the room back. It may be called again.
+func (p *place) leave() {
+	p.room.mu.Lock()
+	defer p.room.mu.Unlock()
+	if p.left {
+		return
+	}
+	p.left = true
+	p.arriveLocked()
+	p.room.memoryMB -= p.d.memoryMB
+	p.room.runs--
+	p.room.wakeFirst()
 }
 
 // force takes room for what runs already, whether there is any or not.
-func (r *room) force(d demand) (leave func()) {
+func (r *room) force(d demand) *place {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.occupy(d)
@@ -164,7 +200,7 @@ func (r *room) fits(d demand) error {
 	if err != nil {
 		return fmt.Errorf("read the machine's free memory: %w", err)
 	}
-	if free := int(available / mib); free-d.nowMB < r.cfg.ReserveMB {
+	if free := int(available/mib) - r.arrivingMB; free-d.nowMB < r.cfg.ReserveMB {
 		return fault.New(fault.HostUnavailable,
 			"the host has %d MiB of memory left, this needs %d at once and %d stay free; delete or pause sandboxes", free, d.nowMB, r.cfg.ReserveMB)
 	}

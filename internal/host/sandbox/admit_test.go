@@ -17,21 +17,21 @@ func TestWhatDoesNotFitIsRefused(t *testing.T) {
 	var available atomic.Uint64
 	available.Store(4096 * mib)
 	r := newRoom(Admission{MemoryMB: 1000, MaxSandboxes: 3, ReserveMB: 512, MemAvailable: func() (uint64, error) { return available.Load(), nil }})
-	take := func(d demand) (func(), error) { return r.take(t.Context(), d, 0) }
+	take := func(d demand) (*place, error) { return r.take(t.Context(), d, 0) }
 	refused := func(err error, says string) {
 		t.Helper()
 		if !fault.Is(err, fault.HostUnavailable) || !strings.Contains(fault.MessageOf(err), says) {
 			t.Errorf("%v; want something of %q", err, says)
 		}
 	}
-	leave, err := take(demand{600, 64})
+	first, err := take(demand{600, 64})
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, err = take(demand{500, 64})
 	refused(err, "the most is 1000 and this one needs 500")
-	leave()
-	leave() // once only
+	first.leave()
+	first.leave() // once only
 	for range 3 {
 		if _, err := take(demand{100, 64}); err != nil {
 			t.Fatal(err)
@@ -46,6 +46,21 @@ func TestWhatDoesNotFitIsRefused(t *testing.T) {
 	available.Store(600 * mib)
 	_, err = take(demand{100, 200})
 	refused(err, "600 MiB of memory left")
+	// What others are about to take is not there any more, though the kernel does not know yet.
+	arriving, err := take(demand{100, 88})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = take(demand{100, 1})
+	refused(err, "512 MiB of memory left")
+	arriving.arrive()
+	if _, err := take(demand{100, 1}); err != nil {
+		t.Error(err)
+	}
+	arriving.leave()
+	if r.memoryMB != 100 || r.arrivingMB != 1 || r.runs != 1 {
+		t.Errorf("%d MiB, %d arriving, %d runs", r.memoryMB, r.arrivingMB, r.runs)
+	}
 	r.cfg.MemAvailable = func() (uint64, error) { return 0, errors.New("broken") }
 	if _, err = take(demand{1, 1}); err == nil {
 		t.Error("nobody knows what is free, and it was given away")
@@ -56,7 +71,7 @@ func TestWhatDoesNotFitIsRefused(t *testing.T) {
 // whoever has waited long enough hears why.
 func TestWaitingForRoomIsFair(t *testing.T) {
 	r := newRoom(Admission{MemoryMB: 100})
-	leave, err := r.take(t.Context(), demand{memoryMB: 100}, 0)
+	first, err := r.take(t.Context(), demand{memoryMB: 100}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +80,7 @@ func TestWaitingForRoomIsFair(t *testing.T) {
 	var wg sync.WaitGroup
 	for i, size := range []int{90, 20, 60} {
 		wg.Go(func() {
-			leave, err := r.take(t.Context(), demand{memoryMB: size}, time.Minute)
+			at, err := r.take(t.Context(), demand{memoryMB: size}, time.Minute)
 			if err != nil {
 				t.Error(err)
 				return
@@ -73,7 +88,7 @@ func TestWaitingForRoomIsFair(t *testing.T) {
 			mu.Lock()
 			order = append(order, i)
 			mu.Unlock()
-			leave()
+			at.leave()
 		})
 		eventually(t, "it waits", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.queue) == i+1 })
 	}
@@ -88,7 +103,7 @@ func TestWaitingForRoomIsFair(t *testing.T) {
 	if _, err := r.take(t.Context(), demand{memoryMB: 1}, time.Millisecond); !fault.Is(err, fault.HostUnavailable) {
 		t.Errorf("one that waits too short: %v", err)
 	}
-	leave()
+	first.leave()
 	wg.Wait()
 	if !slices.Equal(order, []int{0, 1, 2}) || r.memoryMB != 0 || r.runs != 0 {
 		t.Errorf("served %v, %d MiB taken", order, r.memoryMB)

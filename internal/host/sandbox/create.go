@@ -235,12 +235,12 @@ func (c *creation) make(ctx context.Context) error {
 }
 
 func (c *creation) takeRoom(ctx context.Context) error {
-	leave, err := c.s.makeRoom(ctx, c.need, c.wait)
+	at, err := c.s.makeRoom(ctx, c.need, c.wait)
 	if err != nil {
 		return err
 	}
-	c.onFailure(func(context.Context) error { leave(); return nil })
-	c.run.leave = leave
+	c.onFailure(func(context.Context) error { at.leave(); return nil })
+	c.run.place = at
 	return nil
 }
 

@@ -70,8 +70,8 @@ func (d *ending) giveSlotBack(ctx context.Context) error {
 			return err
 		}
 	}
-	if r != nil && r.leave != nil {
-		r.leave()
+	if r != nil && r.place != nil {
+		r.place.leave()
 	}
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()

@@ -161,6 +161,7 @@ func (l *launch) awaitGuest(ctx context.Context) error {
 		return errors.Join(context.Cause(ctx), err)
 	}
 	l.run.guest = guest
+	l.run.place.arrive()
 	return nil
 }
 

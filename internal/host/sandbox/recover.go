@@ -230,7 +230,7 @@ var adoptPhases = []phase[*adoption]{
 	{"network", "take over its network", func(a *adoption, ctx context.Context) error {
 		r := a.e.run
 		r.guest = newGuest(r, a.e.origin.Token)
-		r.leave = a.s.room.force(demand{memoryMB: a.e.sandbox.Resources.MemoryMB})
+		r.place = a.s.room.force(demand{memoryMB: a.e.sandbox.Resources.MemoryMB})
 		if err := a.s.cfg.Network.Adopt(ctx, r.slot); err != nil {
 			return err
 		}

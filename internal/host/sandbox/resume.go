@@ -86,12 +86,12 @@ func (r *resuming) endFormer(ctx context.Context) error {
 
 func (r *resuming) takeRoom(ctx context.Context) error {
 	r.need = restoreDemand(r.resources, r.e.sandbox.SnapshotBytes)
-	leave, err := r.s.makeRoom(ctx, r.need, r.wait)
+	at, err := r.s.makeRoom(ctx, r.need, r.wait)
 	if err != nil {
 		return err
 	}
-	r.onFailure(func(context.Context) error { leave(); return nil })
-	r.run.leave = leave
+	r.onFailure(func(context.Context) error { at.leave(); return nil })
+	r.run.place = at
 	return nil
 }
 

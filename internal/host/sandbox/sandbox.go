@@ -184,8 +184,7 @@ type run struct {
 	id    string // as the runtime knows it
 	slot  network.Slot
 	guest *guestclient.Client
-	// leave gives back the room that the run takes on the machine.
-	leave func()
+	place *place // the room that the run takes on the machine
 }
 
 // Open returns the Service of this host. It takes over the sandboxes that run from an

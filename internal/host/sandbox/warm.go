@@ -221,12 +221,12 @@ func (w *warmth) addOne(id string) error {
 	c.origin.Token = snap.Token
 	ctx, cancel := context.WithTimeout(w.life, launchTimeout)
 	defer cancel()
-	leave, err := s.room.take(ctx, c.need, 0)
+	at, err := s.room.take(ctx, c.need, 0)
 	if err != nil {
 		return err
 	}
-	c.onFailure(func(context.Context) error { leave(); return nil })
-	c.run.leave = leave
+	c.onFailure(func(context.Context) error { at.leave(); return nil })
+	c.run.place = at
 	if err := carryOut(ctx, &c.operation, &c.launch, launchPhases); err != nil {
 		return errors.Join(fmt.Errorf("make a sandbox ready: %w", err), c.rollBack(ctx))
 	}
@@ -262,14 +262,14 @@ func (w *warmth) watch(id string, l *launch) {
 }
 
 // makeRoom takes room for a run, in place of sandboxes that are only kept ready if need be.
-func (s *Service) makeRoom(ctx context.Context, d demand, wait time.Duration) (leave func(), err error) {
+func (s *Service) makeRoom(ctx context.Context, d demand, wait time.Duration) (at *place, err error) {
 	for {
-		if leave, err = s.room.take(ctx, d, 0); err == nil || !s.warm.giveUp(ctx) {
+		if at, err = s.room.take(ctx, d, 0); err == nil || !s.warm.giveUp(ctx) {
 			break
 		}
 	}
 	if err == nil || wait <= 0 || !fault.Is(err, fault.HostUnavailable) {
-		return leave, err
+		return at, err
 	}
 	return s.room.take(ctx, d, wait)
 }
