@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,10 +29,13 @@ const (
 	linkBytes     = 20
 	// maxLinks bounds the links that nobody has used yet.
 	maxLinks = 10_000
-	// passCookie is the cookie's name. Under TLS a prefix makes browsers refuse one that
-	// another host of the domain has set.
-	passCookie       = "wrenn_pass"
-	passCookieSecure = "__Host-wrenn_pass"
+	// ownPrefix begins the names of all cookies of ours. Under TLS another prefix before it
+	// makes browsers refuse one that another host of the domain has set.
+	ownPrefix    = "wrenn_"
+	securePrefix = "__Host-"
+	// passCookie is the name of the cookie that a link becomes.
+	passCookie       = ownPrefix + "pass"
+	passCookieSecure = securePrefix + passCookie
 )
 
 // admit lets a request to a private sandbox pass, or answers it.
@@ -181,19 +185,24 @@ func hasPass(r *http.Request, to target, sb sandbox.Sandbox) bool {
 	return false
 }
 
-// withoutPass takes our cookies off the lines of a request's Cookie header, and leaves the
+// isOwn reports whether a cookie of this name is Wrenn's. Cookies do not know ports: what
+// one listener of ours sets comes to the others, too, and must not reach a sandbox.
+func isOwn(name string) bool {
+	return strings.HasPrefix(name, ownPrefix) || strings.HasPrefix(name, securePrefix+ownPrefix)
+}
+
+// withoutOwn takes our cookies off the lines of a request's Cookie header, and leaves the
 // others byte for byte.
-func withoutPass(lines []string) []string {
+func withoutOwn(lines []string) []string {
 	var out []string
 	for _, line := range lines {
-		if !strings.Contains(line, passCookie) {
+		if !strings.Contains(line, ownPrefix) {
 			out = append(out, line)
 			continue
 		}
 		var kept []string
 		for part := range strings.SplitSeq(line, ";") {
-			name, _, _ := strings.Cut(strings.TrimSpace(part), "=")
-			if name != passCookie && name != passCookieSecure {
+			if name, _, _ := strings.Cut(strings.TrimSpace(part), "="); !isOwn(name) {
 				kept = append(kept, strings.TrimSpace(part))
 			}
 		}
@@ -202,6 +211,20 @@ func withoutPass(lines []string) []string {
 		}
 	}
 	return out
+}
+
+// dropOwn takes cookies with our names off an answer: an application must not sign anybody
+// in or out.
+func dropOwn(header http.Header) {
+	set := slices.DeleteFunc(header["Set-Cookie"], func(line string) bool {
+		name, _, _ := strings.Cut(line, "=")
+		return isOwn(strings.TrimSpace(name))
+	})
+	if len(set) == 0 {
+		header.Del("Set-Cookie")
+		return
+	}
+	header["Set-Cookie"] = set
 }
 
 // redirect sends a client to another path of the same origin.

@@ -87,6 +87,43 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+func TestOwnCookiesStayOurs(t *testing.T) {
+	b := newBench(t, func(w http.ResponseWriter, r *http.Request) {
+		for _, c := range []string{"wrenn_session=evil; Path=/", "a=b; Path=/", "__Host-wrenn_pass=x; Path=/; Secure", " wrenn_x=1"} {
+			w.Header().Add("Set-Cookie", c)
+		}
+		echo(w, r)
+	}, nil)
+	resp := ask(t, b.front, http.MethodGet, boxHost, "/", "Cookie", "a=b;c=\"d;e\"", "Cookie", "wrenn_session=1; __Host-wrenn_pass=2; not_wrenn_=3")
+	if got := resp.Header.Values("Set-Cookie"); len(got) != 1 || got[0] != "a=b; Path=/" {
+		t.Errorf("the client gets %q", got)
+	}
+	if got := decode(t, resp).Header.Values("Cookie"); strings.Join(got, "|") != "a=b;c=\"d;e\"|not_wrenn_=3" {
+		t.Errorf("the application gets %q", got)
+	}
+}
+
+func TestTooManyWaitForAWake(t *testing.T) {
+	b := newBench(t, echo, func(c *Config) { c.MaxConnections = 1 }, sandbox.Sandbox{ID: boxID, Status: sandbox.Paused, Web: sandbox.Web{AutoResume: true}})
+	asked, release := make(chan struct{}), make(chan struct{})
+	b.sandboxes.wake = func(string) error { close(asked); <-release; return fault.New(fault.NoSpace, "full") }
+	var first sync.WaitGroup
+	first.Go(func() { _ = ask(t, b.front, http.MethodGet, boxHost, "/") })
+	<-asked
+	gu := b.edge.guests.get(boxID)
+	if done, ok := gu.wait(); ok {
+		done()
+		t.Error("a second one may wait")
+	}
+	close(release)
+	first.Wait()
+	if done, ok := gu.wait(); !ok {
+		t.Error("nobody may wait any more")
+	} else {
+		done()
+	}
+}
+
 func TestLinksExpire(t *testing.T) {
 	l := newLinks()
 	to := target{}.Target

@@ -81,6 +81,7 @@ func (x *exchange) mask(out, in *http.Request) {
 
 // finish makes the headers of an answer those that the client is to get.
 func (x *exchange) finish(header http.Header) {
+	dropOwn(header)
 	if x.to.prefix == "" {
 		webroute.Strip(header, x.to.Target.Prefix())
 	}

@@ -127,6 +127,8 @@ type guest struct {
 	bucket  bucket
 	// open is what is under way, each with what cuts it.
 	open map[*visit]struct{}
+	// waiting is how many requests wait for the sandbox to wake.
+	waiting int
 }
 
 func newGuest(id string, maxOpen int, rate float64) *guest {
@@ -151,7 +153,7 @@ func (gu *guest) known() (sandbox.Sandbox, bool) {
 func (gu *guest) enter(cut func()) (*visit, error) {
 	gu.mu.Lock()
 	defer gu.mu.Unlock()
-	if len(gu.open) >= gu.maxOpen {
+	if len(gu.open)+gu.waiting >= gu.maxOpen {
 		return nil, errTooMany
 	}
 	if !gu.bucket.take(now()) {
@@ -160,6 +162,23 @@ func (gu *guest) enter(cut func()) (*visit, error) {
 	v := &visit{guest: gu, cut: cut}
 	gu.open[v] = struct{}{}
 	return v, nil
+}
+
+// wait begins to wait for the sandbox to wake, unless too many do. It is over when the
+// returned function is called. Those who wait are no visits, which the pause that they wait
+// for would cut.
+func (gu *guest) wait() (done func(), ok bool) {
+	gu.mu.Lock()
+	defer gu.mu.Unlock()
+	if len(gu.open)+gu.waiting >= gu.maxOpen {
+		return nil, false
+	}
+	gu.waiting++
+	return func() {
+		gu.mu.Lock()
+		defer gu.mu.Unlock()
+		gu.waiting--
+	}, true
 }
 
 // changeCut puts another way of cutting the visit in place of the first, when the request

@@ -50,7 +50,10 @@ func unavailable(to webroute.Target) webroute.Problem {
 
 // stateProblem is the problem of a sandbox that does not run.
 func stateProblem(to webroute.Target, sb sandbox.Sandbox, err error) webroute.Problem {
-	if !errors.Is(err, errAsleep) {
+	switch {
+	case errors.Is(err, errTooMany):
+		return limitProblem(to, err)
+	case !errors.Is(err, errAsleep):
 		return wakeProblem(to, err)
 	}
 	switch sb.Status {

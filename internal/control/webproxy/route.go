@@ -133,7 +133,7 @@ func (t target) clean(header http.Header) http.Header {
 	out := header.Clone()
 	out.Del(tokenHeader)
 	if cookies, ok := out["Cookie"]; ok {
-		out["Cookie"] = withoutPass(cookies)
+		out["Cookie"] = withoutOwn(cookies)
 		if len(out["Cookie"]) == 0 {
 			delete(out, "Cookie")
 		}

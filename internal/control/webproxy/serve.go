@@ -81,6 +81,11 @@ func (e *Edge) awake(ctx context.Context, gu *guest, sb sandbox.Sandbox) (*guest
 	default:
 		return nil, errAsleep
 	}
+	done, ok := gu.wait()
+	if !ok {
+		return nil, errTooMany
+	}
+	defer done()
 	if err := e.sandboxes.Wake(ctx, sb.ID); err != nil {
 		return nil, err
 	}
