@@ -36,6 +36,10 @@ type Driver interface {
 // Checkpointer is what a driver that can write a sandbox down does besides. A Checkpoint,
 // a Thaw and the calls of Driver for one id come one at a time.
 type Checkpointer interface {
+	// Answers returns nil when the runtime of a sandbox answers, whatever its guest does, and
+	// could be asked for a checkpoint. It takes 10 s at most.
+	Answers(ctx context.Context, id string) error
+
 	// Checkpoint writes the memory and the disk of a running sandbox to files in dir,
 	// which exists and is empty, and leaves the sandbox frozen in just that state, until
 	// Thaw or Destroy. It does not sync the files. When it fails, for want of room on the

@@ -283,6 +283,8 @@ func (r fakeRuntime) Checkpoint(_ context.Context, id, dir string) error {
 	return os.WriteFile(filepath.Join(dir, "memory"), []byte("of "+id), 0o600)
 }
 
+func (r fakeRuntime) Answers(context.Context, string) error { return r.failure("answer") }
+
 func (r fakeRuntime) Thaw(_ context.Context, id string) error {
 	if err := r.failure("thaw"); err != nil {
 		return err

@@ -78,8 +78,8 @@ func (p *pausing) prepare(ctx context.Context) error {
 	// Rest makes a snapshot small, not safe, and a guest whose root has stopped its daemon
 	// or taken its network down would else run on past every deadline. But a runtime that
 	// does not answer either is not asked to write: it would be held up for much longer.
-	if thawErr := p.s.cfg.Runtime.Thaw(ctx, p.e.run.id); thawErr != nil {
-		return errors.Join(err, thawErr)
+	if mute := p.s.cfg.Runtime.Answers(ctx, p.e.run.id); mute != nil {
+		return errors.Join(err, mute)
 	}
 	p.s.cfg.Log.Warn("pause a sandbox whose guest cannot be brought to rest", "sandbox", p.e.sandbox.ID, "error", err)
 	return nil

@@ -133,14 +133,14 @@ func TestAPauseNeedsNoWordOfTheGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.setFailure("prepare", errors.New("broken"))
-	m.setFailure("thaw", errors.New("broken"))
+	m.setFailure("answer", errors.New("broken"))
 	if _, err := s.Pause(t.Context(), idA); err == nil {
 		t.Error("paused, though nothing of it answers")
 	}
 	if sb, err := s.Get(idA); err != nil || sb.Status != Running {
 		t.Errorf("now %+v, %v", sb, err)
 	}
-	m.setFailure("thaw", nil)
+	m.setFailure("answer", nil)
 	if sb, err := s.Pause(t.Context(), idA); err != nil || sb.Status != Paused {
 		t.Fatalf("%+v, %v", sb, err)
 	}

@@ -24,6 +24,8 @@ const (
 	// controlTime bounds a call that does little. A guest that stops its tasks and a sentry
 	// that is busy take milliseconds.
 	controlTime = 30 * time.Second
+	// answerTime bounds one that does nothing.
+	answerTime = 10 * time.Second
 	// saveTime bounds the writing of a checkpoint, which is as long as the disk takes.
 	saveTime = 15 * time.Minute
 
@@ -37,6 +39,16 @@ const (
 var stateFiles = []string{"checkpoint.img", "pages_meta.img", "pages.img"}
 
 var _ runtime.Checkpointer = (*Driver)(nil)
+
+// Answers asks the sentry for nothing.
+func (d *Driver) Answers(_ context.Context, id string) error {
+	c, err := d.dial(id)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	return c.call(callNothing, map[string]any{}, nil, nil, answerTime)
+}
 
 // Checkpoint writes a sandbox down and leaves it frozen.
 //

@@ -79,6 +79,44 @@ func dialSoon(t *testing.T, address netip.AddrPort) net.Conn {
 	}
 }
 
+// stopsItself is a guest all of which is stopped as soon as somebody connects.
+const stopsItself = `
+import os, signal, socket
+peer, _ = socket.create_server(("0.0.0.0", 8000)).accept()
+os.kill(os.getpid(), signal.SIGSTOP)
+`
+
+// A guest whose only process is stopped cannot answer, but its runtime does, and it can be
+// written down and restored.
+func TestStoppedGuestIsWrittenDown(t *testing.T) {
+	p := newPlace(t)
+	slot := p.slot(t)
+	spec := p.sleeper(t, "stopped", slot)
+	spec.Args = []string{"/usr/bin/python3", "-c", stopsItself}
+	if err := p.driver.Start(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	dialSoon(t, netip.AddrPortFrom(slot.Guest.Addr(), 8000))
+	if err := p.driver.Answers(t.Context(), spec.ID); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := p.driver.Checkpoint(t.Context(), spec.ID, dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.driver.Destroy(t.Context(), spec.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.driver.Answers(t.Context(), spec.ID); !fault.Is(err, fault.NotFound) {
+		t.Errorf("a runtime that has ended: %v", err)
+	}
+	p.renew(t, slot.Namespace)
+	spec.Checkpoint = dir
+	if err := p.driver.Start(t.Context(), spec); err != nil {
+		t.Error(err)
+	}
+}
+
 // What of a checkpoint is read to prepare the restore may be damaged as the rest may; then
 // too the caller, who looks at everything, says what is wrong.
 func TestDamagedDescription(t *testing.T) {

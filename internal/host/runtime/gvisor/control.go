@@ -24,6 +24,7 @@ const (
 	callResume     = "containerManager.Resume"
 	callCheckpoint = "containerManager.Checkpoint"
 	callStacks     = "debug.Stacks"
+	callNothing    = "Logging.Change" // with no change
 )
 
 // maxAnswer bounds what is read of one answer, in bytes. The largest are stacks, some
