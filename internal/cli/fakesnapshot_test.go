@@ -26,10 +26,20 @@ func (s *fakeServer) handleStates(handle func(pattern string, h func(w http.Resp
 	handle("DELETE /v1/snapshots/{name}", s.removeSnapshot)
 }
 
+// restless is the name of a snapshot that somebody replaces as soon as anybody has seen it.
+const restless = "restless"
+
 func (s *fakeServer) snapshotList() []api.Template {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return append([]api.Template{}, s.templates...)
+	list := append([]api.Template{}, s.templates...)
+	for i := range s.templates {
+		if t := &s.templates[i]; t.Name == restless {
+			s.made++
+			t.ID = fmt.Sprintf("sn9%019d", s.made)
+		}
+	}
+	return list
 }
 
 // change does something to the sandbox that a request names.
@@ -155,7 +165,7 @@ func (s *fakeServer) snapshot(w http.ResponseWriter, r *http.Request) error {
 func (s *fakeServer) removeSnapshot(w http.ResponseWriter, r *http.Request) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	i := slices.IndexFunc(s.templates, func(t api.Template) bool { return t.Name == r.PathValue("name") })
+	i := slices.IndexFunc(s.templates, func(t api.Template) bool { return t.Name == r.PathValue("name") || t.ID == r.PathValue("name") })
 	if i < 0 {
 		return fault.New(fault.NotFound, "there is no snapshot %q", r.PathValue("name"))
 	}

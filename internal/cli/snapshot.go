@@ -107,13 +107,14 @@ func newSnapshotRemove(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.removeSnapshots(cmd, s, names)
+			gone, err := removeSnapshots(cmd, s, names)
+			return errors.Join(a.printRemoved(cmd, gone), err)
 		},
 	}, takes(1, 0, "snapshot rm wants snapshots' names or ids"))
 }
 
-// removeSnapshots deletes snapshots and prints those that are gone.
-func (a *app) removeSnapshots(cmd *cobra.Command, s *server, names []string) error {
+// removeSnapshots deletes snapshots and returns those that are gone.
+func removeSnapshots(cmd *cobra.Command, s *server, names []string) (removed []string, err error) {
 	stop := spin(cmd.ErrOrStderr(), "deleting")
 	gone, errs := []string{}, []error{}
 	for _, name := range names {
@@ -124,7 +125,7 @@ func (a *app) removeSnapshots(cmd *cobra.Command, s *server, names []string) err
 		gone = append(gone, name)
 	}
 	stop()
-	return errors.Join(a.printRemoved(cmd, gone), errors.Join(errs...))
+	return gone, errors.Join(errs...)
 }
 
 func (a *app) printRemoved(cmd *cobra.Command, gone []string) error {
@@ -163,11 +164,20 @@ func newSnapshotPrune(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			names := prunable(list, byNumber, keep, byAge, time.Now().Add(-time.Duration(older)))
-			if dryRun {
-				return a.printRemoved(cmd, names)
+			// By their ids: the name of one may be that of a new one by now.
+			names, ids := map[string]string{}, []string{}
+			for _, t := range prunable(list, byNumber, keep, byAge, time.Now().Add(-time.Duration(older))) {
+				ids = append(ids, t.ID)
+				names[t.ID] = t.Name
 			}
-			return a.removeSnapshots(cmd, s, names)
+			if !dryRun {
+				ids, err = removeSnapshots(cmd, s, ids)
+			}
+			gone := []string{}
+			for _, id := range ids {
+				gone = append(gone, names[id])
+			}
+			return errors.Join(a.printRemoved(cmd, gone), err)
 		},
 	}, takes(0, 0, "snapshot prune takes no arguments"))
 	cmd.Flags().IntVar(&keep, "keep", 0, "how many to keep, the newest ones")
@@ -176,18 +186,17 @@ func newSnapshotPrune(a *app) *cobra.Command {
 	return cmd
 }
 
-// prunable are the names of the snapshots that are to go: beyond the newest keep, and made
-// before a time.
-func prunable(list []api.Template, byNumber bool, keep int, byAge bool, before time.Time) []string {
+// prunable are the snapshots that are to go: beyond the newest keep, and made before a time.
+func prunable(list []api.Template, byNumber bool, keep int, byAge bool, before time.Time) []api.Template {
 	list = slices.Clone(list)
 	slices.SortStableFunc(list, func(a, b api.Template) int { return b.CreatedAt.Compare(a.CreatedAt) })
-	names := []string{}
+	var old []api.Template
 	for i, t := range list {
 		if (!byNumber || i >= keep) && (!byAge || t.CreatedAt.Before(before)) {
-			names = append(names, t.Name)
+			old = append(old, t)
 		}
 	}
-	return names
+	return old
 }
 
 func newTemplates(a *app) *cobra.Command {

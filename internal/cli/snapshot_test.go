@@ -26,7 +26,11 @@ func TestPrunable(t *testing.T) {
 		"none too old":    {false, 0, true, day, []string{}},
 		"both":            {true, 2, true, hour, []string{"old"}},
 	} {
-		if got := prunable(list, c.byNumber, c.keep, c.byAge, c.before); !slices.Equal(got, c.want) {
+		got := []string{}
+		for _, t := range prunable(list, c.byNumber, c.keep, c.byAge, c.before) {
+			got = append(got, t.Name)
+		}
+		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
