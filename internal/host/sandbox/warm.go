@@ -49,15 +49,17 @@ func newWarmth(s *Service) *warmth {
 }
 
 // SetWarm says of which snapshots sandboxes are kept ready, in place of what was said
-// before. It does not wait until they are.
+// before. It does not wait until they are, and passes over a snapshot that cannot be used:
+// it is no reason to do without the others.
 func (x Snapshots) SetWarm(ctx context.Context, all []Warm) error {
 	want, sum := map[string]int{}, 0
 	for _, w := range all {
-		if _, err := x.get(w.Snapshot); err != nil {
-			return err
-		}
 		if w.Count < 0 {
 			return fault.New(fault.InvalidRequest, "cannot keep %d sandboxes ready", w.Count)
+		}
+		if _, err := x.get(w.Snapshot); err != nil {
+			x.s.cfg.Log.Warn("cannot keep sandboxes ready", "snapshot", w.Snapshot, "error", err)
+			continue
 		}
 		want[w.Snapshot] += w.Count
 		sum += w.Count
