@@ -192,7 +192,7 @@ func TestLimitOnConnections(t *testing.T) {
 }
 
 func TestGuestsThatAnswerNonsense(t *testing.T) {
-	b := withRaw(t, Config{AnswerTime: 300 * time.Millisecond}, func(c net.Conn, r *bufio.Reader) {
+	b := withRaw(t, Config{AnswerTime: time.Second}, func(c net.Conn, r *bufio.Reader) {
 		req, err := http.ReadRequest(r)
 		if err != nil {
 			return
@@ -207,7 +207,7 @@ func TestGuestsThatAnswerNonsense(t *testing.T) {
 			"/lengths":  "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
 			"/encoding": "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
 			"/header":   "HTTP/1.1 200 OK\r\nbad header\r\n\r\n",
-			"/early":    strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", 10000),
+			"/early":    strings.Repeat("HTTP/1.1 103 Early Hints\r\nX: "+strings.Repeat("x", 8<<10)+"\r\n\r\n", 100),
 		}
 		if req.URL.Path == "/never" {
 			_, _ = io.Copy(io.Discard, r)

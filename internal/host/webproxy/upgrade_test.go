@@ -159,7 +159,7 @@ func TestUpgradeGames(t *testing.T) {
 			_, _ = io.WriteString(c, answer)
 		}
 	})
-	const ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	const ok = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
 	switching := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n"
 	for _, c := range []struct {
 		name, request, answer string
@@ -190,7 +190,13 @@ func TestUpgradeGames(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
-		if got := (<-asked).Header.Get("Upgrade"); got != c.arrives || resp.StatusCode != c.status {
+		var req *http.Request
+		select {
+		case req = <-asked:
+		case <-time.After(patience):
+			t.Fatalf("%s: answered with %s, and nobody was asked", c.name, resp.Status)
+		}
+		if got := req.Header.Get("Upgrade"); got != c.arrives || resp.StatusCode != c.status {
 			t.Errorf("%s: Upgrade arrived as %q, answered with %s", c.name, got, resp.Status)
 		}
 		eventually(t, c.name+": nothing is left", b.idle)
@@ -271,9 +277,8 @@ func TestConnectionsEndWithTheirSandbox(t *testing.T) {
 			<-arrived
 			began := time.Now()
 			end(b)
-			if err := b.say(ws, "hello"); err == nil {
-				t.Error("the WebSocket goes on")
-			}
+			// The news take a moment.
+			eventually(t, "the WebSocket has ended", func() bool { return b.say(ws, "hello") != nil })
 			if _, err := io.ReadAll(stream.Body); err == nil {
 				t.Error("the stream ended as if it were complete")
 			}
@@ -297,8 +302,9 @@ func TestConnectionsEndWithTheirSandbox(t *testing.T) {
 
 // A client that goes away takes its request with it.
 func TestRequestsEndWithTheirClient(t *testing.T) {
-	gone := make(chan struct{}, 2)
+	arrived, gone := make(chan struct{}), make(chan struct{}, 1)
 	b := withApp(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(arrived)
 		<-r.Context().Done()
 		gone <- struct{}{}
 	}), Config{})
@@ -308,7 +314,7 @@ func TestRequestsEndWithTheirClient(t *testing.T) {
 		_, err := b.client.Do(b.request(http.MethodGet, "/", http.NoBody).WithContext(ctx))
 		done <- err
 	}()
-	eventually(t, "the request is under way", func() bool { return !b.idle() })
+	<-arrived
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
