@@ -193,7 +193,7 @@ func (c *creation) reserve(ctx context.Context) (op context.Context, done func()
 	s := c.s
 	s.mu.Lock()
 	switch _, taken := s.entries[c.id]; {
-	case s.closed:
+	case s.stopping:
 		err = errStopping
 	case taken:
 		err = fault.New(fault.Conflict, "sandbox %q exists already", c.id)

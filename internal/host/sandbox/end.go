@@ -301,6 +301,9 @@ const (
 // refused at once.
 func (s *Service) Close(ctx context.Context, how OnStop) error {
 	var errs []error
+	s.mu.Lock()
+	s.stopping = true // or what begins now would be neither paused nor cut off
+	s.mu.Unlock()
 	if how == StopPause {
 		errs = append(errs, s.each(s.ids(Running), func(id string) error { _, err := s.Pause(ctx, id); return err }))
 	}

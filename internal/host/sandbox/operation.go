@@ -106,7 +106,7 @@ func (s *Service) claim(ctx context.Context, id string, act action) (e *entry, o
 	for {
 		s.mu.Lock()
 		e, err := s.find(id)
-		if err == nil && s.closed {
+		if err == nil && (s.closed || s.stopping && act != actPause) {
 			err = errStopping
 		}
 		if err == nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
 	"github.com/wrenn-sandbox/wrenn/internal/host/snapshot"
 )
@@ -197,5 +198,39 @@ func TestCopiesOutliveTheirSnapshot(t *testing.T) {
 	}
 	if list := s.cfg.Snapshots.List(); len(list) > 0 {
 		t.Errorf("snapshots %v", list)
+	}
+}
+
+// A stop that pauses leaves nothing running, also of those who come meanwhile.
+func TestAStopPausesEverything(t *testing.T) {
+	m := newMachine()
+	dir := t.TempDir()
+	cfg := m.config(t, dir)
+	var first *Service
+	cfg.At = func(point string) {
+		if point == "pause.hold" {
+			if _, err := first.Create(t.Context(), request(idC)); !fault.Is(err, fault.HostUnavailable) {
+				t.Errorf("a create while it stops: %v", err)
+			}
+		}
+	}
+	first = m.openWith(t, cfg)
+	for _, id := range []string{idA, idB} {
+		if _, err := first.Create(t.Context(), request(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := first.Close(t.Context(), StopPause); err != nil {
+		t.Fatal(err)
+	}
+	if taken := m.taken(); taken != nothingTaken {
+		t.Errorf("left: %s", taken)
+	}
+	first.crash()
+	s := m.open(t, dir)
+	for _, id := range []string{idA, idB} {
+		if sb, err := s.Resume(t.Context(), id, 0); err != nil || sb.Status != Running {
+			t.Errorf("%+v, %v", sb, err)
+		}
 	}
 }

@@ -130,9 +130,10 @@ type Service struct {
 	end      context.CancelFunc
 	watchers sync.WaitGroup
 
-	mu      sync.Mutex
-	closed  bool
-	entries map[string]*entry
+	mu sync.Mutex
+	// stopping is whether nothing begins but pauses, closed whether those do not either.
+	stopping, closed bool
+	entries          map[string]*entry
 }
 
 // entry is a sandbox and what belongs to it. Its fields are guarded by Service.mu.
