@@ -213,7 +213,7 @@ func writeProfile(p profile.Profile) error {
 	if err != nil {
 		return err
 	}
-	if old, err := profile.Read(path); err == nil && !onThisMachine(old.APIURL) {
+	if old, err := profile.Read(path); err == nil && old.APIURL != p.APIURL && !onThisMachine(old.APIURL) {
 		return fault.New(fault.Conflict, "%s is for the server %s; remove it to use this one", path, old.APIURL)
 	}
 	return profile.Write(path, p)

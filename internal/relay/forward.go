@@ -195,8 +195,10 @@ type informer struct {
 func (i *informer) pass(code int, h textproto.MIMEHeader) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	// While the server may send a 100 of its own, nothing but that goes.
-	if i.ended || i.expects && code != http.StatusContinue {
+	// The server itself says 100 when the transport begins to read the body, which is when
+	// the other end has said so: passed on it would come twice. Nothing else may be written
+	// while it could be saying that.
+	if i.ended || i.expects || code == http.StatusContinue {
 		return nil
 	}
 	header := i.w.Header()

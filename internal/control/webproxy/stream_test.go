@@ -277,7 +277,7 @@ func TestBodiesAndTrailers(t *testing.T) {
 	sent := false
 	for {
 		resp, err := http.ReadResponse(reader, nil)
-		if err != nil || resp.StatusCode != http.StatusContinue && !sent {
+		if err != nil || (resp.StatusCode == http.StatusContinue) == sent {
 			t.Fatalf("%v %v", resp, err)
 		}
 		if resp.StatusCode == http.StatusOK {
