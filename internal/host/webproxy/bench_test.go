@@ -111,7 +111,7 @@ func small(w http.ResponseWriter, r *http.Request) {
 func BenchmarkLatency(b *testing.B) {
 	forBoth(b, http.HandlerFunc(small), func(b *testing.B, client *http.Client, url string) {
 		for b.Loop() {
-			resp, err := client.Get(url + "/") //nolint:noctx // a benchmark ends by itself
+			resp, err := client.Get(url + "/")
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -130,7 +130,7 @@ func BenchmarkThroughput(b *testing.B) {
 	forBoth(b, app, func(b *testing.B, client *http.Client, url string) {
 		b.SetBytes(size)
 		for b.Loop() {
-			resp, err := client.Get(url + "/") //nolint:noctx // a benchmark ends by itself
+			resp, err := client.Get(url + "/")
 			if err != nil {
 				b.Fatal(err)
 			}
