@@ -27,8 +27,9 @@ type Sandboxes interface {
 }
 
 // DefaultMaxConnections is how many requests and upgraded connections of one sandbox are
-// open at once, unless it is said otherwise. The guest's own bound on connections is above.
-const DefaultMaxConnections = 4096
+// open at once, unless it is said otherwise: as many connections as a guest may have. What
+// a sandbox's clients may do is decided by the control floor, below that.
+const DefaultMaxConnections = 16 << 10
 
 // defaultAnswerTime is how long an application may think about a request. It is below the
 // idle times of servers, which would otherwise be blamed.
