@@ -1,4 +1,4 @@
-// Package product runs a Wrenn of a benchmark's own and speaks to it over its public API, as
+// Package product runs a Wrenn of a benchmark's or a test's own and speaks to it over its public API, as
 // any client does. It must know nothing of the floors.
 package product
 
@@ -36,7 +36,7 @@ type Options struct {
 	Args   []string // more arguments of `wrenn up`
 }
 
-// Server is a `wrenn up` of the bench's own.
+// Server is a `wrenn up` of one's own.
 type Server struct {
 	profile profile.Profile
 	// Instance is the id of its data directory, and Data that directory.
@@ -195,6 +195,12 @@ func (s *Server) Memory(field string) (float64, error) {
 	}
 	return 0, fmt.Errorf("the server's status has no %s", field)
 }
+
+// URL is the server's address.
+func (s *Server) URL() string { return s.profile.APIURL }
+
+// Key authorises requests.
+func (s *Server) Key() string { return s.profile.APIKey }
 
 // Pid is the server's process id.
 func (s *Server) Pid() int { return s.cmd.Process.Pid }
