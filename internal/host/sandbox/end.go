@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
 )
@@ -228,7 +227,7 @@ func (s *Service) fail(e *entry, reason string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.life), undoTimeout)
 	defer cancel()
 	failed := func(st *state) { st.sandbox.Status, st.sandbox.Reason = Failed, reason }
-	if err := s.note(e, failed, atomicfile.Write); err != nil {
+	if err := s.note(e, failed, s.records.quick); err != nil {
 		s.cfg.Log.Error("note the end of a sandbox", "sandbox", e.sandbox.ID, "error", err)
 	}
 	if err := s.endRun(ctx, e, "end", releaseSlot, fault.New(fault.AgentError, "the sandbox has ended: %s", reason)); err != nil {

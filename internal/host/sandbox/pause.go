@@ -207,7 +207,7 @@ func (p *pausing) clear(ctx context.Context) {
 	if err := s.removeSnapshot(e.draft); err != nil {
 		s.cfg.Log.Error("remove a sandbox's former snapshot", "sandbox", e.sandbox.ID, "snapshot", e.draft, "error", err)
 	}
-	s.set(e, func(st *state) { st.draft = "" })
+	s.setDurable(e, func(st *state) { st.draft = "" })
 	p.at("cleared")
 	p.log(e.sandbox.ID, "bytes", p.snapshot.Bytes)
 }

@@ -44,7 +44,18 @@ func (st *state) record() record {
 
 // records is the directory of records. Each is replaced in one step: a reader, and a
 // process that starts after a crash, sees the old or the new one.
-type records struct{ dir string }
+type records struct {
+	dir string
+	// quick and durable are the two ways of package atomicfile.
+	quick, durable writer
+}
+
+// writer replaces a file in one step.
+type writer func(path string, data []byte, mode fs.FileMode) error
+
+func newRecords(dir string) records {
+	return records{dir: dir, quick: atomicfile.Write, durable: atomicfile.WriteDurable}
+}
 
 const (
 	recordSuffix = ".json"
@@ -54,8 +65,8 @@ const (
 
 func (r records) path(id string) string { return filepath.Join(r.dir, id+recordSuffix) }
 
-// write replaces a record by one of the ways of package atomicfile.
-func (r records) write(rec record, how func(string, []byte, fs.FileMode) error) error {
+// write replaces a record, quickly or durably.
+func (r records) write(rec record, how writer) error {
 	data, err := json.Marshal(rec)
 	if err != nil {
 		return err

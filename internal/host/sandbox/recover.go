@@ -158,7 +158,7 @@ func (s *Service) putToRest(ctx context.Context, e *entry) {
 	if lost {
 		status, reason = Failed, "what it could be resumed from is not on the host's disk any more; delete it"
 	}
-	s.set(e, func(st *state) {
+	s.setDurable(e, func(st *state) {
 		st.sandbox.Status, st.sandbox.Reason, st.draft = status, reason, ""
 		if lost {
 			st.snapshot, st.sandbox.PausedAt, st.sandbox.SnapshotBytes = "", time.Time{}, 0

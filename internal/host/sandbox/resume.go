@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
 
@@ -112,7 +111,7 @@ func (r *resuming) gotSlot(run *run) {
 	r.noted = make(chan struct{})
 	go func() {
 		defer close(r.noted)
-		r.noteErr = s.note(e, func(*state) {}, atomicfile.WriteDurable)
+		r.noteErr = s.note(e, func(*state) {}, s.records.durable)
 	}()
 }
 
@@ -133,7 +132,7 @@ func (r *resuming) putBack(ctx context.Context, err error) error {
 		s.cfg.Log.Error("undo resume", "sandbox", e.sandbox.ID, "error", undoErr)
 	}
 	r.at("undone")
-	s.set(e, func(st *state) { st.sandbox = resumed(e, st.sandbox) })
+	s.setDurable(e, func(st *state) { st.sandbox = resumed(e, st.sandbox) })
 	if fault.Is(err, fault.NotFound) {
 		return fault.Wrap(err, fault.Internal, "what sandbox %s can be resumed from is not on the host's disk any more", e.sandbox.ID)
 	}

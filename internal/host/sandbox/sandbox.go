@@ -9,14 +9,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"regexp"
 	"sync"
 	"time"
 
-	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/host/guestclient"
 	"github.com/wrenn-sandbox/wrenn/internal/host/image"
@@ -196,7 +194,7 @@ func Open(ctx context.Context, cfg Config) (*Service, error) {
 	}
 	life, end := context.WithCancel(context.Background())
 	s := &Service{
-		cfg: cfg, records: records{dir: cfg.Dir}, changes: newChanges(), room: newRoom(cfg.Admit),
+		cfg: cfg, records: newRecords(cfg.Dir), changes: newChanges(), room: newRoom(cfg.Admit),
 		life: life, end: end, entries: map[string]*entry{},
 	}
 	s.warm = newWarmth(s)
@@ -276,7 +274,13 @@ var idPattern = regexp.MustCompile(`^sb[a-z0-9]{20}$`)
 
 // set changes an entry under the lock, keeps its record, and tells watchers. Of a sandbox
 // that is forgotten nothing is kept or told any more.
-func (s *Service) set(e *entry, change func(*state)) {
+func (s *Service) set(e *entry, change func(*state)) { s.change(e, change, s.records.quick) }
+
+// setDurable is set for a sandbox that is on the disk alone: a loss of power must not leave
+// less of its record than there was.
+func (s *Service) setDurable(e *entry, change func(*state)) { s.change(e, change, s.records.durable) }
+
+func (s *Service) change(e *entry, change func(*state), how writer) {
 	e.telling.Lock()
 	defer e.telling.Unlock()
 	s.mu.Lock()
@@ -287,7 +291,7 @@ func (s *Service) set(e *entry, change func(*state)) {
 	if !known {
 		return
 	}
-	if err := s.records.write(now.record(), atomicfile.Write); err != nil {
+	if err := s.records.write(now.record(), how); err != nil {
 		// The state in memory is right; only a crash from here on would miss it, and
 		// what it would leave is still found by the runtime's and the network's lists.
 		s.cfg.Log.Error("write record", "sandbox", now.sandbox.ID, "error", err)
@@ -305,7 +309,7 @@ func (s *Service) keep(e *entry, change func(*state)) error {
 	next := e.state
 	s.mu.Unlock()
 	change(&next)
-	if err := s.records.write(next.record(), atomicfile.WriteDurable); err != nil {
+	if err := s.records.write(next.record(), s.records.durable); err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
 	s.mu.Lock()
@@ -316,9 +320,9 @@ func (s *Service) keep(e *entry, change func(*state)) error {
 	return nil
 }
 
-// note lets only the record know of a change that is on its way, in one of the ways of
-// package atomicfile, in case this process dies before the change is made.
-func (s *Service) note(e *entry, change func(*state), how func(string, []byte, fs.FileMode) error) error {
+// note lets only the record know of a change that is on its way, in case this process dies
+// before the change is made.
+func (s *Service) note(e *entry, change func(*state), how writer) error {
 	e.telling.Lock()
 	defer e.telling.Unlock()
 	s.mu.Lock()
