@@ -112,7 +112,7 @@ vet:
 
 .PHONY: lint
 lint: bin/golangci-lint ## Run the linters of .golangci.yml
-	bin/golangci-lint run ./...
+	bin/golangci-lint run --allow-parallel-runners ./...
 
 .PHONY: race
 race: image
