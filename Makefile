@@ -146,6 +146,11 @@ bench-guest: bin/envd ## Measure the guest daemon beside sshd and E2B's envd (PE
 	@scripts/setup bench
 	go run ./bench/guest $(BENCH_ARGS)
 
+.PHONY: bench-proxy
+bench-proxy: image ## Measure ports on the web beside nginx, and terminals meanwhile (five minutes)
+	@scripts/setup proxy
+	go run ./bench/proxy $(BENCH_ARGS)
+
 .PHONY: generate
 generate: generators ## Generate the code of proto/ and api/ again
 	@scripts/setup check

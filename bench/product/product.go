@@ -199,7 +199,7 @@ func (s *Server) Memory(field string) (float64, error) {
 // URL is the server's address.
 func (s *Server) URL() string { return s.profile.APIURL }
 
-// Key authorises requests.
+// Key authorises requests there.
 func (s *Server) Key() string { return s.profile.APIKey }
 
 // Pid is the server's process id.

@@ -44,6 +44,8 @@ var rooms = []room{
 	{"web", nil},
 	{"bench", append([]string{"api", "internal/profile"}, leaves...)},
 	{"bench/guest", append([]string{"proto/guest"}, leaves...)},
+	// What isolation buys is seen at the host agent's socket, where the control floor decides it.
+	{"bench/proxy", append([]string{"api", "proto/host", "bench/product", "bench/report"}, leaves...)},
 	// What a driver costs beside the bare runtime is measured on the driver itself.
 	{"bench/runtime", append([]string{"internal/host"}, leaves...)},
 	{"test", []string{"api", "proto", "internal", "cmd", "bench"}},
