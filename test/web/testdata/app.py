@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import queue
+import socketserver
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -50,7 +51,7 @@ class App(BaseHTTPRequestHandler):
         elif url.path == "/refresh":
             self.send("<title>wait</title>", "text/html", {"Refresh": "0; url=/landed?from=refresh"})
         elif url.path.startswith("/landed"):
-            self.send("<!doctype html><title>landed</title><pre id=seen style="white-space: pre-wrap">%s</pre>" % self.seen(), "text/html")
+            self.send("<!doctype html><title>landed</title><pre id=seen style='white-space: pre-wrap'>%s</pre>" % self.seen(), "text/html")
         elif url.path == "/cookies/set":
             self.cookies()
         elif url.path in ("/echo", "/cookies/seen", "/seen"):
@@ -150,6 +151,10 @@ class App(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
+
+    def server_bind(self):
+        """HTTPServer's own asks the DNS for its name first, however long that takes."""
+        socketserver.TCPServer.server_bind(self)
 
 
 Server(("0.0.0.0", PORT), App).serve_forever()
