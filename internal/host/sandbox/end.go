@@ -85,7 +85,10 @@ func (s *Service) endRun(ctx context.Context, e *entry, name string, slot slotEn
 }
 
 var destroyPhases = []phase[*ending]{
-	{"record", "note the end", func(d *ending, _ context.Context) error { d.s.set(d.e, func(*state) {}); return nil }},
+	{"record", "note the end", func(d *ending, _ context.Context) error {
+		d.s.set(d.e, func(st *state) { st.untaken = "" })
+		return nil
+	}},
 	endPhases[0], endPhases[1],
 	{"snapshot", "remove what it could be resumed from", (*ending).removeSnapshots},
 }
@@ -175,7 +178,7 @@ func (s *Service) watch(e *entry, r *run) {
 	if !ended {
 		return
 	}
-	done := s.claimEnd(e, r)
+	_, done := s.claimRun(e, r, actEnd)
 	if done == nil {
 		return // ended on purpose
 	}
@@ -183,28 +186,28 @@ func (s *Service) watch(e *entry, r *run) {
 	s.fail(e, whyEnded(e.sandbox, exit))
 }
 
-// claimEnd makes the caller the one who works on an entry whose run has ended; nil when
-// somebody has ended it on purpose, or will not have it any more.
-func (s *Service) claimEnd(e *entry, r *run) (done func()) {
+// claimRun makes the caller the one who works on an entry for the sake of its run, in the
+// background; nil when somebody has ended that on purpose, or will not have it any more.
+func (s *Service) claimRun(e *entry, r *run, act action) (op context.Context, done func()) {
 	for {
 		s.mu.Lock()
 		if e.run != r {
 			s.mu.Unlock()
-			return nil
+			return nil, nil
 		}
 		settled, busy := e.busy()
 		if !busy {
-			if require(e.sandbox, actEnd) == nil {
-				_, done = e.begin(s.life, actEnd)
+			if e.require(act) == nil && (act == actEnd || !s.closed) {
+				op, done = e.begin(s.life, act)
 			}
 			s.mu.Unlock()
-			return done
+			return op, done
 		}
 		s.mu.Unlock()
 		select {
 		case <-settled:
 		case <-s.life.Done():
-			return nil
+			return nil, nil
 		}
 	}
 }
@@ -226,7 +229,7 @@ func (s *Service) fail(e *entry, reason string) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.life), undoTimeout)
 	defer cancel()
-	failed := func(st *state) { st.sandbox.Status, st.sandbox.Reason = Failed, reason }
+	failed := func(st *state) { st.sandbox.Status, st.sandbox.Reason, st.untaken = Failed, reason, "" }
 	if err := s.note(e, failed, s.records.quick); err != nil {
 		s.cfg.Log.Error("note the end of a sandbox", "sandbox", e.sandbox.ID, "error", err)
 	}
@@ -261,7 +264,7 @@ const watchRetry = 5 * time.Second
 
 // finish puts a sandbox into a last state.
 func (s *Service) finish(e *entry, status Status, reason string) {
-	s.set(e, func(st *state) { st.sandbox.Status, st.sandbox.Reason = status, reason })
+	s.set(e, func(st *state) { st.sandbox.Status, st.sandbox.Reason, st.untaken = status, reason, "" })
 }
 
 // forget removes every trace of a sandbox that holds nothing any more.
@@ -328,8 +331,11 @@ func (s *Service) Close(ctx context.Context, how OnStop) error {
 
 // killOne destroys a sandbox unless its state is on the disk.
 func (s *Service) killOne(ctx context.Context, id string) error {
-	sb, err := s.Get(id)
-	if err == nil && (sb.Status != Failed || sb.PausedAt.IsZero()) {
+	s.mu.Lock()
+	e, err := s.find(id)
+	spared := err == nil && e.sandbox.Status == Failed && !e.sandbox.PausedAt.IsZero() && e.untaken == ""
+	s.mu.Unlock()
+	if err == nil && !spared {
 		err = s.Destroy(ctx, id)
 	}
 	if fault.Is(err, fault.NotFound) {

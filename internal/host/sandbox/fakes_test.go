@@ -145,6 +145,9 @@ func (n fakeNetwork) Unpark(ctx context.Context, s network.Slot) (network.Slot, 
 }
 
 func (n fakeNetwork) Adopt(_ context.Context, s network.Slot) error {
+	if err := n.failure("adopt"); err != nil {
+		return err
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.slots[s.Index] {

@@ -110,7 +110,7 @@ func (s *Service) claim(ctx context.Context, id string, act action) (e *entry, o
 			err = errStopping
 		}
 		if err == nil {
-			err = require(e.sandbox, act)
+			err = e.require(act)
 		}
 		if err != nil {
 			s.mu.Unlock()

@@ -16,7 +16,7 @@ import (
 func TestEveryActionInEveryState(t *testing.T) {
 	can := map[action]string{
 		actUse: "running", actPause: "running", actSnapshot: "running", actEnd: "running",
-		actResume: "paused", actDestroy: "running paused stopped error",
+		actResume: "paused", actDestroy: "running paused stopped error", actAdopt: "error",
 	}
 	for act, legal := range can {
 		for _, status := range statuses {

@@ -17,10 +17,11 @@ import (
 type record struct {
 	Sandbox Sandbox `json:"sandbox"`
 	Origin  origin  `json:"origin"`
-	// Snapshot, Draft and Fork are as in state.
+	// Snapshot, Draft, Fork and Untaken are as in state.
 	Snapshot string `json:"snapshot,omitempty"`
 	Draft    string `json:"draft,omitempty"`
 	Fork     string `json:"fork,omitempty"`
+	Untaken  Status `json:"untaken,omitempty"`
 	// Run is nil while the sandbox does not run.
 	Run *runRecord `json:"run,omitempty"`
 	// Slot is the one that it had last, which it would like to have again: connections that
@@ -35,7 +36,9 @@ type runRecord struct {
 }
 
 func (st *state) record() record {
-	rec := record{Sandbox: st.sandbox, Origin: st.origin, Snapshot: st.snapshot, Draft: st.draft, Fork: st.fork, Slot: st.slot}
+	rec := record{
+		Sandbox: st.sandbox, Origin: st.origin, Snapshot: st.snapshot, Draft: st.draft, Fork: st.fork, Slot: st.slot, Untaken: st.untaken,
+	}
 	if st.run != nil {
 		rec.Run = &runRecord{ID: st.run.id, Slot: st.run.slot}
 	}

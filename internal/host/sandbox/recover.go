@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
-	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
 	"github.com/wrenn-sandbox/wrenn/internal/host/snapshot"
 )
 
@@ -79,6 +78,7 @@ func (s *Service) retain() error {
 	s.mu.Lock()
 	for _, e := range s.entries {
 		needed[e.snapshot] = true
+		needed[e.draft] = true // of a pause that may still turn out to be its end
 	}
 	s.mu.Unlock()
 	err := s.cfg.Snapshots.Retain(func(snap snapshot.Snapshot) bool {
@@ -94,7 +94,7 @@ func (s *Service) load(id string) *entry {
 	rec, err := s.records.read(id)
 	if err == nil {
 		e := &entry{state: state{
-			sandbox: rec.Sandbox, origin: rec.Origin, snapshot: rec.Snapshot, draft: rec.Draft, fork: rec.Fork, slot: rec.Slot,
+			sandbox: rec.Sandbox, origin: rec.Origin, snapshot: rec.Snapshot, draft: rec.Draft, fork: rec.Fork, slot: rec.Slot, untaken: rec.Untaken,
 		}}
 		if rec.Run != nil {
 			e.run = &run{id: rec.Run.ID, slot: rec.Run.Slot}
@@ -123,12 +123,15 @@ func (s *Service) takeUp(ctx context.Context, e *entry) {
 	ctx, cancel := context.WithTimeout(ctx, launchTimeout)
 	defer cancel()
 	id, status := e.sandbox.ID, e.sandbox.Status
+	if e.untaken != "" {
+		status = e.untaken
+	}
 	if _, err := s.cfg.Snapshots.Get(e.fork); e.fork != "" && err == nil {
 		status = Starting // its fork makes all copies or none
 	}
 	switch status {
 	case Running, Pausing:
-		s.takeOver(ctx, e)
+		s.takeOver(ctx, e, status)
 	case Paused, Resuming, Failed:
 		s.putToRest(ctx, e)
 	default: // it was being made, or being removed
@@ -164,83 +167,6 @@ func (s *Service) putToRest(ctx context.Context, e *entry) {
 			st.snapshot, st.sandbox.PausedAt, st.sandbox.SnapshotBytes = "", time.Time{}, 0
 		}
 	})
-}
-
-// takeOver goes on with a sandbox that was running, or being paused, when its host agent
-// ended.
-func (s *Service) takeOver(ctx context.Context, e *entry) {
-	if e.run == nil { // cannot be; but a record may say anything
-		s.endFound(ctx, e, runtime.Exit{})
-		return
-	}
-	if exit, ended := s.hasEnded(ctx, e.run.id); ended {
-		s.endFound(ctx, e, exit)
-		return
-	}
-	a := &adoption{operation: operation{s: s, name: "adopt"}, e: e}
-	if err := carryOut(ctx, &a.operation, a, adoptPhases); err != nil {
-		s.cfg.Log.Error("take over a running sandbox", "sandbox", e.sandbox.ID, "error", err)
-		s.fail(e, "the host could not take it over when it was started again")
-		return
-	}
-	s.set(e, func(st *state) { st.sandbox.Status, st.sandbox.Reason, st.draft = Running, "", "" })
-	s.follow(e, e.run)
-	a.at("running")
-	a.log(e.sandbox.ID)
-}
-
-// endedWait is how long hasEnded waits for the end of what may have ended already.
-const endedWait = 50 * time.Millisecond
-
-// hasEnded says whether a run has ended. One that ends in this moment is seen later.
-func (s *Service) hasEnded(ctx context.Context, id string) (runtime.Exit, bool) {
-	ctx, cancel := context.WithTimeout(ctx, endedWait)
-	defer cancel()
-	exit, err := s.cfg.Runtime.Wait(ctx, id)
-	return exit, err == nil
-}
-
-// endFound ends a sandbox whose run ended while nobody looked: it is paused, when its pause
-// had come so far that it was safe.
-func (s *Service) endFound(ctx context.Context, e *entry, exit runtime.Exit) {
-	if e.sandbox.Status == Pausing {
-		if snap, err := s.cfg.Snapshots.Get(e.draft); err == nil && snap.Damaged == "" {
-			e.sandbox.Status, e.snapshot = Paused, snap.ID
-			e.sandbox.PausedAt, e.sandbox.SnapshotBytes = snap.CreatedAt, snap.Bytes
-			s.putToRest(ctx, e)
-			return
-		}
-	}
-	reason := whyEnded(e.sandbox, exit)
-	if exit == (runtime.Exit{}) {
-		reason = "the sandbox ended while its host's agent was not running; the host may have been restarted"
-	}
-	s.fail(e, reason)
-}
-
-// adoption is the taking over of a run.
-type adoption struct {
-	operation
-	e *entry
-}
-
-// adoptPhases are its steps. Each is harmless when it was not needed, since nobody knows how
-// far a pause, a snapshot, or the undoing of one had come.
-var adoptPhases = []phase[*adoption]{
-	{"network", "take over its network", func(a *adoption, ctx context.Context) error {
-		r := a.e.run
-		r.guest = newGuest(r, a.e.origin.Token)
-		r.place = a.s.room.force(demand{memoryMB: a.e.sandbox.Resources.MemoryMB})
-		if err := a.s.cfg.Network.Adopt(ctx, r.slot); err != nil {
-			return err
-		}
-		return a.s.cfg.Network.SetRate(ctx, r.slot, a.s.cfg.NetworkRate, a.s.cfg.NetworkRate)
-	}},
-	{"thaw", "let it go on", func(a *adoption, ctx context.Context) error { return a.s.cfg.Runtime.Thaw(ctx, a.e.run.id) }},
-	{"unhold", "let its network go on", func(a *adoption, ctx context.Context) error {
-		return a.s.cfg.Network.Unhold(ctx, a.e.run.slot)
-	}},
-	{"init", "wake the guest", func(a *adoption, ctx context.Context) error { a.s.wake(ctx, a.e); return nil }},
 }
 
 // parallelEnds is how many sandboxes are worked on at once when it is about all of them.

@@ -162,6 +162,9 @@ type state struct {
 	// fork is the snapshot that it was made from by a fork that has not come to its end. A
 	// process that finds both removes the sandbox.
 	fork string
+	// untaken is what a sandbox was, running or being paused, whose run goes on but could
+	// not be taken over yet; empty for any other. Meanwhile it is Failed.
+	untaken Status
 	// run is nil while there is nothing in the runtime or network that would be its.
 	run *run
 	// slot is the one of the latest run; that of a paused sandbox is parked.

@@ -19,7 +19,7 @@ const (
 	Stopping Status = "stopping"
 	Stopped  Status = "stopped" // ended; nothing of it is left
 	// Failed has ended by a fault. Nothing of it is left but what it can be resumed from, if
-	// it was paused before.
+	// it was paused before. Or it runs, and could not be taken over yet; see state.untaken.
 	Failed Status = "error"
 )
 
@@ -36,6 +36,7 @@ const (
 	actSnapshot action = "snapshot" // write it down while it goes on, for others to be made from
 	actDestroy  action = "destroy"  // by request
 	actEnd      action = "end"      // it has ended by itself
+	actAdopt    action = "adopt"    // take over its run, which could not be done before
 )
 
 // transition is what an action is legal in, and what a sandbox is while the action is under
@@ -55,6 +56,7 @@ var transitions = map[action]transition{
 	actSnapshot: {from: []Status{Running}},
 	actDestroy:  {from: []Status{Running, Paused, Stopped, Failed}, during: Stopping},
 	actEnd:      {from: []Status{Running}, during: Stopping},
+	actAdopt:    {from: []Status{Failed}},
 }
 
 // advice is what to do about a state in which something is not possible.
@@ -63,6 +65,16 @@ var advice = map[Status]string{
 	Pausing:  "wait until it is paused, and resume it",
 	Paused:   "resume it first",
 	Resuming: "wait until it runs",
+}
+
+// require is the function require for an entry, which knows more of a sandbox that failed:
+// while its run goes on untaken it is not resumed, since that would end it.
+func (e *entry) require(act action) error {
+	switch taken := e.untaken == ""; {
+	case act == actAdopt && taken, act == actResume && !taken:
+		return illegal(e.sandbox)
+	}
+	return require(e.sandbox, act)
 }
 
 // require returns fault.InvalidState when an action is not legal now. The caller holds
@@ -81,6 +93,11 @@ func require(sb Sandbox, act action) error {
 	if act == actResume && sb.Status == Running {
 		return fault.New(fault.InvalidState, "sandbox %s is running; there is nothing to resume", sb.ID)
 	}
+	return illegal(sb)
+}
+
+// illegal is why something cannot be done to a sandbox in its state.
+func illegal(sb Sandbox) error {
 	why := sb.Reason
 	if why == "" {
 		why = advice[sb.Status]
