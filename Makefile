@@ -73,6 +73,11 @@ test: image test/sdk/node_modules ## Run all tests, the ones on real sandboxes t
 	go test -timeout $(TEST_TIMEOUT) $(UNIT_TESTS)
 	go test -timeout $(TEST_TIMEOUT) -count=1 -p 1 $(SYSTEM_TESTS)
 
+.PHONY: test-jupyter
+test-jupyter: image ## Open a notebook of Jupyter in a sandbox in Chromium and run it (installs it: minutes)
+	@scripts/setup run test
+	WRENN_TEST_JUPYTER=1 go test -timeout $(TEST_TIMEOUT) -count=1 -v -run TestJupyter ./test/web
+
 # The SDK that test/sdk drives the guest daemon with.
 test/sdk/node_modules: test/sdk/package.json test/sdk/package-lock.json
 	@cd test/sdk && npm ci
