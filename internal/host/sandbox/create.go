@@ -42,7 +42,7 @@ var (
 		{"room", "find room on the host", (*creation).takeRoom},
 	}
 	introducePhases = []phase[*creation]{
-		{"init", "tell the guest who it is", func(c *creation, ctx context.Context) error { return c.introduce(ctx, c.e.sandbox) }},
+		{"init", "tell the guest who it is", func(c *creation, ctx context.Context) error { return c.introduce(ctx, c.e) }},
 	}
 )
 

@@ -181,7 +181,7 @@ func (s *Service) whileRunning(ctx context.Context, run string) (_ context.Conte
 }
 
 // introduce tells the guest who it is from now on, which also wakes it.
-func (l *launch) introduce(ctx context.Context, sb Sandbox) error {
+func (l *launch) introduce(ctx context.Context, e *entry) error {
 	ctx, stop := l.s.whileRunning(ctx, l.id)
 	defer stop()
 	guest := l.run.guest
@@ -190,7 +190,7 @@ func (l *launch) introduce(ctx context.Context, sb Sandbox) error {
 		guest = newGuest(l.run, l.formerToken)
 		defer guest.Close()
 	}
-	if err := guest.Init(ctx, identity(sb, l.origin, l.run)); err != nil {
+	if err := guest.Init(ctx, l.s.identity(e, l.origin, l.run)); err != nil {
 		return errors.Join(context.Cause(ctx), fmt.Errorf("init: %w", err))
 	}
 	return nil
@@ -201,10 +201,18 @@ func newGuest(r *run, token string) *guestclient.Client {
 	return guestclient.New(&net.TCPAddr{IP: r.slot.Guest.Addr().AsSlice(), Port: guestclient.Port}, token)
 }
 
-// identity is what a guest is told.
-func identity(sb Sandbox, o origin, r *run) guestclient.Init {
+// identity is what a guest is told. The record learns with the state that follows when that
+// was: it is later than what was told before, also when the clock was set back since.
+func (s *Service) identity(e *entry, o origin, r *run) guestclient.Init {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sb, now := e.sandbox, time.Now()
+	if next := e.told.Add(time.Millisecond); now.Before(next) {
+		now = next
+	}
+	e.told = now
 	return guestclient.Init{
 		AccessToken: o.Token, SandboxID: sb.ID, TemplateID: sb.Template, Hostname: sb.ID,
-		Nameservers: []string{r.slot.Gateway.String()}, EnvVars: o.Env, DefaultUser: o.DefaultUser, Timestamp: time.Now(),
+		Nameservers: []string{r.slot.Gateway.String()}, EnvVars: o.Env, DefaultUser: o.DefaultUser, Timestamp: now,
 	}
 }

@@ -104,7 +104,7 @@ func (s *Service) wake(ctx context.Context, e *entry) {
 	defer cancel()
 	ctx, stop := s.whileRunning(ctx, e.run.id)
 	defer stop()
-	if err := e.run.guest.Init(ctx, identity(e.sandbox, e.origin, e.run)); err != nil {
+	if err := e.run.guest.Init(ctx, s.identity(e, e.origin, e.run)); err != nil {
 		s.cfg.Log.Warn("wake the guest of a sandbox", "sandbox", e.sandbox.ID, "error", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
 	"github.com/wrenn-sandbox/wrenn/internal/host/network"
@@ -22,6 +23,8 @@ type record struct {
 	Draft    string `json:"draft,omitempty"`
 	Fork     string `json:"fork,omitempty"`
 	Untaken  Status `json:"untaken,omitempty"`
+	// Told is as in state.
+	Told time.Time `json:"told,omitzero"`
 	// Run is nil while the sandbox does not run.
 	Run *runRecord `json:"run,omitempty"`
 	// Slot is the one that it had last, which it would like to have again: connections that
@@ -38,6 +41,7 @@ type runRecord struct {
 func (st *state) record() record {
 	rec := record{
 		Sandbox: st.sandbox, Origin: st.origin, Snapshot: st.snapshot, Draft: st.draft, Fork: st.fork, Slot: st.slot, Untaken: st.untaken,
+		Told: st.told,
 	}
 	if st.run != nil {
 		rec.Run = &runRecord{ID: st.run.id, Slot: st.run.slot}

@@ -95,6 +95,7 @@ func (s *Service) load(id string) *entry {
 	if err == nil {
 		e := &entry{state: state{
 			sandbox: rec.Sandbox, origin: rec.Origin, snapshot: rec.Snapshot, draft: rec.Draft, fork: rec.Fork, slot: rec.Slot, untaken: rec.Untaken,
+			told: rec.Told,
 		}}
 		if rec.Run != nil {
 			e.run = &run{id: rec.Run.ID, slot: rec.Run.Slot}
@@ -109,7 +110,7 @@ func (s *Service) load(id string) *entry {
 		if snap.Kind != snapshot.Pause || snap.SandboxID != id || snap.CreatedAt.Before(e.sandbox.PausedAt) {
 			continue
 		}
-		e.snapshot = snap.ID
+		e.snapshot, e.told = snap.ID, snap.CreatedAt
 		e.origin = origin{Image: snap.Image, GuestDir: snap.GuestDir, Env: snap.Env, DefaultUser: snap.DefaultUser, Token: snap.Token}
 		e.sandbox.Template, e.sandbox.Resources = snap.Template, Resources(snap.Resources)
 		e.sandbox.PausedAt, e.sandbox.SnapshotBytes = snap.CreatedAt, snap.Bytes

@@ -27,7 +27,7 @@ var (
 		{"room", "find room on the host", (*resuming).takeRoom},
 	}
 	afterResume = []phase[*resuming]{
-		{"init", "tell the guest who it is", func(r *resuming, ctx context.Context) error { return r.introduce(ctx, r.e.sandbox) }},
+		{"init", "tell the guest who it is", func(r *resuming, ctx context.Context) error { return r.introduce(ctx, r.e) }},
 		{"noted", "note that it is resumed", (*resuming).awaitNote},
 	}
 )

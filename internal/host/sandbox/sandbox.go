@@ -165,6 +165,8 @@ type state struct {
 	// untaken is what a sandbox was, running or being paused, whose run goes on but could
 	// not be taken over yet; empty for any other. Meanwhile it is Failed.
 	untaken Status
+	// told is the time of what the guest was told last; it ignores what is older.
+	told time.Time
 	// run is nil while there is nothing in the runtime or network that would be its.
 	run *run
 	// slot is the one of the latest run; that of a paused sandbox is parked.
