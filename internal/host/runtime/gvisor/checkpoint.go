@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -137,6 +138,9 @@ func (d *Driver) save(id, dir string) error {
 		return err
 	}
 	defer c.close()
+	if err := os.WriteFile(d.freezeMark(id), nil, stateMode); err != nil {
+		return err
+	}
 	if err := c.call(callPause, nil, nil, nil, controlTime); err != nil {
 		return err
 	}
@@ -180,42 +184,66 @@ func noRoom(dir string) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
 
-// thawPoll is how often Thaw looks whether a checkpoint has ended that somebody else began.
-const thawPoll = 5 * time.Millisecond
+const (
+	// thawPoll is how often Thaw looks whether a checkpoint has ended that somebody else began.
+	thawPoll = 5 * time.Millisecond
+	// thawSettle is how long Thaw waits to see tasks go on that may. A guest whose own root
+	// has stopped all of them (SIGSTOP) looks frozen for ever.
+	thawSettle = time.Second
+)
 
-// Thaw lets a frozen sandbox go on. Only the sentry knows if it is frozen: what a process
-// that died meanwhile noted down may be one call early or late, and to end a freeze that
-// is none crashes the sentry.
+// freezeMark is a file that is there from before a sandbox is frozen until it has been
+// thawed, for whoever comes after a process that died in between.
+func (d *Driver) freezeMark(id string) string { return filepath.Join(d.bundle(id), "freeze") }
+
+// Thaw lets a frozen sandbox go on. The mark only says that it may be frozen: the process
+// that left it may have died one call before or after. Whether it is, is read off the
+// sentry, since to end a freeze that is none crashes it.
 func (d *Driver) Thaw(ctx context.Context, id string) error {
 	c, err := d.dial(id)
 	if err != nil {
 		return err
 	}
 	defer c.close()
+	if _, err := os.Stat(d.freezeMark(id)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := thaw(ctx, c); err != nil {
+		return fmt.Errorf("thaw %s: %w", id, err)
+	}
+	return os.Remove(d.freezeMark(id))
+}
+
+// thaw waits until the sentry is at no checkpoint, and ends a freeze.
+func thaw(ctx context.Context, c *control) error {
 	tick := time.NewTicker(thawPoll)
 	defer tick.Stop()
-	for resumed := false; ; {
+	var resumed time.Time // zero: not yet
+	for {
 		var stacks string
 		if err := c.call(callStacks, nil, &stacks, nil, controlTime); err != nil {
-			return fmt.Errorf("thaw %s: %w", id, err)
+			return err
 		}
 		switch freezeOf(stacks) {
 		case running:
 			return nil
 		case frozen:
 			// Once only: tasks that may go on still look held until they do.
-			if !resumed {
+			if resumed.IsZero() {
 				if err := c.call(callResume, nil, nil, nil, controlTime); err != nil {
-					return fmt.Errorf("thaw %s: %w", id, err)
+					return err
 				}
-				resumed = true
+				resumed = time.Now()
 				continue
+			}
+			if time.Since(resumed) > thawSettle {
+				return nil
 			}
 		case changing:
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("thaw %s: %w", id, ctx.Err())
+			return ctx.Err()
 		case <-tick.C:
 		}
 	}

@@ -100,10 +100,23 @@ func TestStoppedGuestIsWrittenDown(t *testing.T) {
 	if err := p.driver.Answers(t.Context(), spec.ID); err != nil {
 		t.Fatal(err)
 	}
+	// It looks frozen and is not: one thaw too many would end it.
+	thaws := func() {
+		t.Helper()
+		if err := p.driver.Thaw(t.Context(), spec.ID); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.driver.Answers(t.Context(), spec.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	thaws()
 	dir := t.TempDir()
 	if err := p.driver.Checkpoint(t.Context(), spec.ID, dir); err != nil {
 		t.Fatal(err)
 	}
+	thaws()
+	thaws()
 	if err := p.driver.Destroy(t.Context(), spec.ID); err != nil {
 		t.Fatal(err)
 	}
