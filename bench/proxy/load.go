@@ -54,7 +54,7 @@ type load struct {
 }
 
 // startLoad starts the load and returns when every part of it has had its first answer.
-func startLoad(ctx context.Context, w way) (*load, error) {
+func startLoad(ctx context.Context, w way) (running, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	l := &load{cancel: cancel, group: group}

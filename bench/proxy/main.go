@@ -40,7 +40,7 @@ type options struct {
 	plot                 string
 	markdown             bool
 	only                 string
-	serve                string
+	serve, load          string
 	rounds               int
 	echoes               int
 	requests             int
@@ -57,6 +57,7 @@ func main() {
 	flag.BoolVar(&o.markdown, "markdown", false, "print the table as a document has it")
 	flag.StringVar(&o.only, "only", "", "measure only what this expression matches: terminals, latency, throughput, idle")
 	flag.StringVar(&o.serve, "serve", "", "be the server in the sandbox, at this address")
+	flag.StringVar(&o.load, "load", "", "make the load on what is at this address, until the input ends")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often to measure each thing, in turns")
 	flag.IntVar(&o.echoes, "echoes", 400, "how many round trips of a terminal to take in each round")
 	flag.IntVar(&o.requests, "requests", 1000, "how many requests to take the latency of in each round")
@@ -65,9 +66,12 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	var err error
-	if o.serve != "" {
+	switch {
+	case o.serve != "":
 		err = serve(ctx, o.serve)
-	} else {
+	case o.load != "":
+		err = makeLoad(ctx, o.load, os.Stdin, os.Stdout)
+	default:
 		limited, cancel := context.WithTimeout(ctx, limit)
 		err = run(limited, o)
 		cancel()
@@ -93,8 +97,8 @@ type bench struct {
 const legend = `The raw peer of a terminal under load is the same terminal without; of the two hops, a direct connection to the guest.
 nginx (proxy_pass, one worker for each processor, keep-alive, buffers in memory) does the same two hops, over a Unix socket
 between them. The load is 50 downloads of 2.5 MB/s each, five of whose readers read nothing and five nearly nothing,
-20 WebSockets that echo 100 messages a second each, and 200 requests a second. Server and clients of all this share the
-processors with what is measured. "By RPC" is the same terminal as the control floor has it, at the host agent's socket.
+20 WebSockets that echo 100 messages a second each, and 200 requests a second; in brackets is what came through. Server
+and clients of all this share the processors with what is measured. "By RPC" is the same terminal as the control floor has it, at the host agent's socket.
 `
 
 func run(ctx context.Context, o options) (err error) {
@@ -127,7 +131,8 @@ func run(ctx context.Context, o options) (err error) {
 		name    string
 		measure func(context.Context) error
 	}{
-		{"terminals", b.terminals}, {"latency", b.latency}, {"throughput", b.throughput}, {"idle", b.idleSockets},
+		{"idle", b.idleSockets}, // while the server is still small
+		{"terminals", b.terminals}, {"latency", b.latency}, {"throughput", b.throughput},
 	} {
 		if !only.MatchString(part.name) {
 			continue

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"os"
@@ -67,6 +68,12 @@ func paced(w http.ResponseWriter, r *http.Request) {
 	rate, _ := strconv.Atoi(r.FormValue("rate"))
 	share := make([]byte, int(float64(rate)*paceEvery.Seconds()))
 	flush := http.NewResponseController(w).Flush
+	// Those who begin together do not go on together: nobody's disk or network would.
+	select {
+	case <-r.Context().Done():
+		return
+	case <-time.After(rand.N(paceEvery)):
+	}
 	tick := time.NewTicker(paceEvery)
 	defer tick.Stop()
 	for {

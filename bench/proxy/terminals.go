@@ -37,7 +37,7 @@ type echoer interface {
 type setting struct {
 	name   string
 	open   func(ctx context.Context) (echoer, error)
-	load   *way
+	load   func(ctx context.Context) (running, error) // nil: none
 	times  report.Times
 	served string // what came through of the load, of the last round
 }
@@ -53,18 +53,21 @@ func (b *bench) terminals(ctx context.Context) error {
 			client.CloseIdleConnections()
 		}
 	}()
-	stack := newClient(nil)
-	defer stack.CloseIdleConnections()
 	open := func(client *http.Client) func(context.Context) (echoer, error) {
 		return func(ctx context.Context) (echoer, error) { return openRPC(ctx, client, b.sandbox.ID) }
 	}
-	base := "http://host" + b.prefix()
+	// Here terminal and load have to be one process's, as they are the control floor's.
+	here := func(client *http.Client) func(context.Context) (running, error) {
+		w := way{client: client, sockets: plain, base: "http://host" + b.prefix()}
+		return func(ctx context.Context) (running, error) { return startLoad(ctx, w) }
+	}
+	there := func(ctx context.Context) (running, error) { return loadElsewhere(ctx, b.proxied()) }
 	settings := []*setting{
 		{name: "no load", open: b.openTerminal},
-		{name: "under load", open: b.openTerminal, load: &way{client: stack, sockets: stack, base: b.proxied()}},
+		{name: "under load", open: b.openTerminal, load: there},
 		{name: "by RPC, no load", open: open(apart)},
-		{name: "by RPC, under load, apart", open: open(apart), load: &way{client: plain, sockets: plain, base: base}},
-		{name: "by RPC, under load, all on one HTTP/2 connection", open: open(one), load: &way{client: one, sockets: plain, base: base}},
+		{name: "by RPC, under load, apart", open: open(apart), load: here(plain)},
+		{name: "by RPC, under load, all on one HTTP/2 connection", open: open(one), load: here(one)},
 	}
 	for range b.rounds {
 		for _, s := range settings {
@@ -82,7 +85,7 @@ func (b *bench) terminals(ctx context.Context) error {
 
 func (s *setting) measure(ctx context.Context, echoes int) (err error) {
 	if s.load != nil {
-		l, err := startLoad(ctx, *s.load)
+		l, err := s.load(ctx)
 		if err != nil {
 			return err
 		}
