@@ -15,7 +15,7 @@ func TestPrivateSandbox(t *testing.T) {
 	id := w.create(t, api.CreateSandboxRequest{AllowPublicTraffic: &private})
 	base := w.byName(id, appPort)
 	p := w.browser.newTab(t)
-	if status := p.open(base); status != http.StatusForbidden || !strings.Contains(p.text(), "private") {
+	if status := p.open(base); status != http.StatusForbidden || !strings.Contains(p.text(), "wrenn open "+id+" 8000") {
 		t.Fatalf("without a link: %d %s", status, p.text())
 	}
 	p.picture()

@@ -3,6 +3,7 @@ package webproxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 
 	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
@@ -92,6 +93,7 @@ func limitProblem(to webroute.Target, err error) webroute.Problem {
 
 // forbidden is the problem of a request without the right to come in.
 func forbidden(to webroute.Target, wrong bool) webroute.Problem {
+	port := to.Port
 	to.Port = 0
 	message := "This sandbox is private; send its traffic token in the header e2b-traffic-access-token"
 	if wrong {
@@ -99,7 +101,7 @@ func forbidden(to webroute.Target, wrong bool) webroute.Problem {
 	}
 	return webroute.Problem{
 		Kind: webroute.KindForbidden, Status: http.StatusForbidden, Message: message, Target: to,
-		Advice: "To open it in a browser make a one-time link: wrenn open " + to.Sandbox + " PORT",
+		Advice: "To open it in a browser make a one-time link: " + fmt.Sprintf("wrenn open %s %d", to.Sandbox, port),
 	}
 }
 
