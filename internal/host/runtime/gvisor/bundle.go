@@ -28,6 +28,8 @@ const (
 	hostTasksIdle         = 512
 
 	cpuPeriodMicros = 100_000
+	// leastVisibleCPUs is how many processors a guest sees whatever its quota.
+	leastVisibleCPUs = 2
 
 	maxOpenFiles     = 1 << 20
 	defaultOpenFiles = 65_536
@@ -139,11 +141,17 @@ func ociMounts(spec runtime.Spec) []specs.Mount {
 	return mounts
 }
 
+// cpuQuota is the time that so many processors have in a period, in microseconds.
+func cpuQuota(vcpus int) int64 { return int64(vcpus) * cpuPeriodMicros }
+
 // ociResources are the limits of a sandbox whose sentry may take so much memory.
 func ociResources(l runtime.Limits, sentryMB int) *specs.LinuxResources {
 	memory := int64(l.MemoryMB+sentryMB) * mib
 	tasks := int64(l.Processes*hostTasksPerGuestTask + hostTasksIdle)
-	quota := int64(l.VCPUs) * cpuPeriodMicros
+	// A start is the sentry's work, and under the quota of one processor it would stand still
+	// for most of its time: it gets two until Start is done with limitCPU. That is how many
+	// gVisor shows to a guest at least, so no guest sees more of them than it would.
+	quota := cpuQuota(max(l.VCPUs, leastVisibleCPUs))
 	period := uint64(cpuPeriodMicros)
 	return &specs.LinuxResources{
 		Memory: &specs.LinuxMemory{Limit: &memory},

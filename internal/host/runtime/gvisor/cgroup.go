@@ -131,6 +131,15 @@ func removeTree(dir string) error {
 	return nil
 }
 
+// limitCPU gives a sandbox that has started the quota of so many processors.
+func (c cgroups) limitCPU(id string, vcpus int) error {
+	dir, file, text := "cpu", "cpu.cfs_quota_us", strconv.FormatInt(cpuQuota(vcpus), 10)
+	if c.v2 {
+		dir, file, text = "", "cpu.max", fmt.Sprintf("%s %d", text, cpuPeriodMicros)
+	}
+	return os.WriteFile(filepath.Join(cgroupRoot, dir, c.parent, id, file), []byte(text), 0)
+}
+
 // outOfMemory reports whether the kernel has killed a process of the sandbox for
 // memory. It must be asked before the cgroup is removed.
 func (c cgroups) outOfMemory(id string) bool {

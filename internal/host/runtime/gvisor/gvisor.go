@@ -129,9 +129,20 @@ func (d *Driver) Start(ctx context.Context, spec runtime.Spec) (err error) {
 		defer cancel()
 		err = errors.Join(err, d.Destroy(clean, spec.ID))
 	}()
+	start := d.boot
 	if spec.Checkpoint != "" {
-		return d.restore(ctx, spec)
+		start = d.restore
 	}
+	if err := start(ctx, spec); err != nil {
+		return err
+	}
+	if err := d.cgroups.limitCPU(spec.ID, spec.Limits.VCPUs); err != nil {
+		return fmt.Errorf("limit its processors: %w", err)
+	}
+	return nil
+}
+
+func (d *Driver) boot(ctx context.Context, spec runtime.Spec) error {
 	if err := d.writeBundle(spec); err != nil {
 		return fmt.Errorf("write bundle: %w", err)
 	}
