@@ -255,12 +255,31 @@ func (f *follower) keepAlive(ctx context.Context, pace pace) {
 			continue
 		}
 		pctx, done := context.WithTimeout(ctx, pace.pong)
+		go f.watchWhileFull(pctx, pace.ping)
 		err := f.conn.Ping(pctx)
 		if ping := f.dialect.ping(); err == nil && ping != nil {
 			err = f.send(pctx, ping)
 		}
 		done()
 		if err != nil && !f.full.Load() {
+			f.cancel()
+			return
+		}
+	}
+}
+
+// watchWhileFull looks for a client that hangs up while an answer of it is waited for, and
+// input has begun to stand in the way of that answer.
+func (f *follower) watchWhileFull(ctx context.Context, every time.Duration) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if f.full.Load() && hungUp(ctx) {
 			f.cancel()
 			return
 		}
