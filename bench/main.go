@@ -43,7 +43,7 @@ func main() {
 	flag.IntVar(&o.execs, "execs", 100, "how many commands to run")
 	flag.IntVar(&o.crowd, "crowd", 50, "how many sandboxes to have at once")
 	flag.IntVar(&o.atOnce, "at-once", 8, "how many of them to create at once")
-	flag.IntVar(&o.transfers, "transfers", 3, "how many report.Times to copy 256 MiB each way")
+	flag.IntVar(&o.transfers, "transfers", 3, "how many times to copy 256 MiB each way")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, limit)

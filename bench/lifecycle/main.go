@@ -123,23 +123,10 @@ func run(ctx context.Context, o options) (err error) {
 	defer func() { err = errors.Join(err, b.server.Stop()) }()
 
 	fmt.Println(report.Machine() + "\n")
-	for _, part := range []struct {
-		name    string
-		measure func(context.Context) error
-	}{
-		{"small", b.small}, {"touched", b.touched}, {"warm", b.warm}, {"forks", b.forks}, {"crowd", b.many}, {"cycles", b.cycle},
-	} {
-		if !only.MatchString(part.name) {
-			continue
-		}
-		fmt.Fprintln(os.Stderr, "measuring", part.name)
-		if partErr := part.measure(ctx); partErr != nil { // what the others say counts all the same
-			err = errors.Join(err, fmt.Errorf("%s: %w", part.name, partErr))
-		}
-		if ctx.Err() != nil {
-			break
-		}
-	}
+	err = report.Measure(ctx, only,
+		report.Part{Name: "small", Measure: b.small}, report.Part{Name: "touched", Measure: b.touched},
+		report.Part{Name: "warm", Measure: b.warm}, report.Part{Name: "forks", Measure: b.forks},
+		report.Part{Name: "crowd", Measure: b.many}, report.Part{Name: "cycles", Measure: b.cycle})
 	if o.markdown {
 		b.table.Markdown(os.Stdout)
 	} else {

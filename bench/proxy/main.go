@@ -127,24 +127,10 @@ func run(ctx context.Context, o options) (err error) {
 	}
 
 	fmt.Println(report.Machine() + "\n")
-	for _, part := range []struct {
-		name    string
-		measure func(context.Context) error
-	}{
-		{"idle", b.idleSockets}, // while the server is still small
-		{"terminals", b.terminals}, {"latency", b.latency}, {"throughput", b.throughput},
-	} {
-		if !only.MatchString(part.name) {
-			continue
-		}
-		fmt.Fprintln(os.Stderr, "measuring", part.name)
-		if partErr := part.measure(ctx); partErr != nil { // what the others say counts all the same
-			err = errors.Join(err, fmt.Errorf("%s: %w", part.name, partErr))
-		}
-		if ctx.Err() != nil {
-			break
-		}
-	}
+	err = report.Measure(ctx, only,
+		report.Part{Name: "idle", Measure: b.idleSockets}, // while the server is still small
+		report.Part{Name: "terminals", Measure: b.terminals},
+		report.Part{Name: "latency", Measure: b.latency}, report.Part{Name: "throughput", Measure: b.throughput})
 	if o.markdown {
 		b.table.Markdown(os.Stdout)
 	} else {

@@ -32,7 +32,7 @@ type options struct {
 func main() {
 	var o options
 	flag.StringVar(&o.bin, "bin", "bin", "directory of the built runsc and envd")
-	flag.StringVar(&o.images, "image-dir", filepath.Join(".cache", "images"), "directory of the base image")
+	flag.StringVar(&o.images, "images", filepath.Join(".cache", "images"), "directory of the built images")
 	flag.StringVar(&o.scratch, "scratch", "/var/tmp", "directory, on the disk to measure with, to make a scratch directory in")
 	flag.IntVar(&o.rounds, "rounds", 15, "how often to measure each thing")
 	flag.IntVar(&o.copies, "copies", 8, "how many copies to restore side by side")
