@@ -63,6 +63,7 @@ func (f *follower) follow(ctx context.Context, pace pace) (over bool) {
 	wg.Go(func() { defer f.cancel(); f.readMessages(ctx) })
 	wg.Go(func() { f.feed(ctx) })
 	wg.Go(func() { f.keepAlive(ctx, pace) })
+	wg.Go(func() { f.watchWhileFull(ctx, pace.ping) })
 	wg.Go(func() { f.readEvents(ctx, &out) })
 	over, err := f.sendEvents(ctx, &out)
 	if errors.Is(err, errEnded) {
@@ -245,17 +246,10 @@ func (f *follower) keepAlive(ctx context.Context, pace pace) {
 			return
 		case <-tick.C:
 		}
-		// While input waits for the process nobody reads the client's answers, nor that it
-		// has hung up.
 		if f.full.Load() {
-			if hungUp(ctx) {
-				f.cancel()
-				return
-			}
-			continue
+			continue // nobody reads the client's answers; see watchWhileFull
 		}
 		pctx, done := context.WithTimeout(ctx, pace.pong)
-		go f.watchWhileFull(pctx, pace.ping)
 		err := f.conn.Ping(pctx)
 		if ping := f.dialect.ping(); err == nil && ping != nil {
 			err = f.send(pctx, ping)
@@ -268,8 +262,8 @@ func (f *follower) keepAlive(ctx context.Context, pace pace) {
 	}
 }
 
-// watchWhileFull looks for a client that hangs up while an answer of it is waited for, and
-// input has begun to stand in the way of that answer.
+// watchWhileFull looks for a client that hangs up while input waits for the process. Nobody
+// reads from the connection then, and a pong that is waited for may be behind that input.
 func (f *follower) watchWhileFull(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
