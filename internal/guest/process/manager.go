@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
@@ -43,6 +44,8 @@ type Manager struct {
 	spawner *spawner
 	wg      sync.WaitGroup
 	stop    chan struct{} // closed by Close
+	// gathering is held, one each, by the flows of output that gather.
+	gathering *semaphore.Weighted
 
 	mu     sync.Mutex
 	closed bool
@@ -63,6 +66,7 @@ func NewManager(cfg Config) *Manager {
 		reaper:    newReaper(cfg.ReapOrphans, cfg.Logger),
 		spawner:   &spawner{},
 		stop:      make(chan struct{}),
+		gathering: semaphore.NewWeighted(maxGathering),
 		live:      make(map[int]*Process),
 		lingering: make(map[*os.File]struct{}),
 	}

@@ -34,10 +34,7 @@ func (p *Process) pump(f *os.File, kind Kind) {
 				pool = largeBuffers
 			}
 			if !full && wait > 0 {
-				select {
-				case <-time.After(wait):
-				case <-p.gone: // nothing more comes
-				}
+				p.letGather(wait)
 			}
 			continue
 		}
@@ -87,6 +84,22 @@ func (f *flow) gather(n int, now time.Time) time.Duration {
 		return 0
 	}
 	return wait
+}
+
+// maxGathering is how many flows gather at once. Where more of them run the processors are
+// busy anyway, and those that gathered would take much more than the others get.
+const maxGathering = 2
+
+// letGather waits, unless enough others do: nobody waits for his turn to wait.
+func (p *Process) letGather(wait time.Duration) {
+	if !p.manager.gathering.TryAcquire(1) {
+		return
+	}
+	defer p.manager.gathering.Release(1)
+	select {
+	case <-time.After(wait):
+	case <-p.gone: // nothing more comes
+	}
 }
 
 // pumpRest publishes what is in f now. It is bounded by what a pipe can hold, since a

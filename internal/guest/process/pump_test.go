@@ -1,6 +1,8 @@
 package process
 
 import (
+	"log/slog"
+	"sync"
 	"testing"
 	"time"
 )
@@ -30,4 +32,29 @@ func TestOutputThatFlowsGathers(t *testing.T) {
 			}
 		}
 	}
+}
+
+// In a crowd all get alike: those that find enough others gathering do not wait.
+func TestFewGatherAtOnce(t *testing.T) {
+	m := NewManager(Config{Logger: slog.New(slog.DiscardHandler)})
+	defer m.Close()
+	p := &Process{manager: m, gone: make(chan struct{})}
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	defer close(p.gone)
+	for range maxGathering {
+		if !m.gathering.TryAcquire(1) {
+			t.Fatalf("fewer than %d gather at once", maxGathering)
+		}
+	}
+	p.letGather(time.Hour) // returns
+	m.gathering.Release(1)
+	waiting.Go(func() { p.letGather(time.Hour) })
+	eventually(t, "a flow that may gather does", func() bool {
+		if !m.gathering.TryAcquire(1) {
+			return true
+		}
+		m.gathering.Release(1)
+		return false
+	})
 }
