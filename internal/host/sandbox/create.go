@@ -227,7 +227,7 @@ func (c *creation) make(ctx context.Context) error {
 		if err := carryOut(ctx, &c.operation, c, roomPhases); err != nil {
 			return err
 		}
-		if err := carryOut(ctx, &c.operation, &c.launch, launchPhases); err != nil {
+		if err := c.start(ctx); err != nil {
 			return err
 		}
 	}

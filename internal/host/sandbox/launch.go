@@ -51,7 +51,8 @@ type launch struct {
 	slot func(*run)
 
 	dir      string     // of the snapshot's files
-	verified chan error // gets the one result of verifying them
+	verified chan error // gets the one result of verifying them; nil: there is no snapshot
+	release  func()     // ends the use of the snapshot
 }
 
 // launchPhases are its steps. After them the guest answers, but does not know who it is.
@@ -60,6 +61,20 @@ var launchPhases = []phase[*launch]{
 	{"slot", "take a network slot", (*launch).takeSlot},
 	{"runtime", "start the runtime", (*launch).startRuntime},
 	{"guest", "wait for the guest", (*launch).awaitGuest},
+}
+
+// start brings the run into being. When it returns, it does not use the snapshot any more.
+func (l *launch) start(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		cancel()
+		if l.verified != nil {
+			for range l.verified {
+			}
+			l.release()
+		}
+	}()
+	return carryOut(ctx, &l.operation, l, launchPhases)
 }
 
 // openSnapshot begins to verify the snapshot, which goes on while the rest is prepared.
@@ -71,17 +86,12 @@ func (l *launch) openSnapshot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.dir, l.verified = dir, make(chan error, 1)
+	l.dir, l.release, l.verified = dir, release, make(chan error, 1)
 	go func() {
-		defer release()
+		defer close(l.verified)
 		if !l.trusted {
-			if err := l.s.cfg.Snapshots.Verify(ctx, l.snapshot); err != nil {
-				l.verified <- err
-				return
-			}
+			l.verified <- l.s.cfg.Snapshots.Verify(ctx, l.snapshot)
 		}
-		l.verified <- nil
-		<-ctx.Done() // the files are in use until the launch is over
 	}()
 	return nil
 }

@@ -72,7 +72,7 @@ func (r *resuming) make(ctx context.Context) error {
 	}
 	r.slot = r.gotSlot
 	r.onFailure(func(context.Context) error { r.s.set(r.e, func(st *state) { st.run = nil }); return nil })
-	if err := carryOut(ctx, &r.operation, &r.launch, launchPhases); err != nil {
+	if err := r.start(ctx); err != nil {
 		return err
 	}
 	return carryOut(ctx, &r.operation, r, afterResume)

@@ -229,7 +229,7 @@ func (w *warmth) addOne(id string) error {
 	}
 	c.onFailure(func(context.Context) error { at.leave(); return nil })
 	c.run.place = at
-	if err := carryOut(ctx, &c.operation, &c.launch, launchPhases); err != nil {
+	if err := c.start(ctx); err != nil {
 		return errors.Join(fmt.Errorf("make a sandbox ready: %w", err), c.rollBack(ctx))
 	}
 	w.mu.Lock()
