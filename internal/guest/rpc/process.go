@@ -2,7 +2,10 @@ package rpc
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"net/http"
+	"os"
 	"strconv"
 
 	"connectrpc.com/connect"
@@ -126,7 +129,7 @@ func (s processService) workingDir(config *processpb.ProcessConfig, user identit
 	if err != nil || config.GetCwd() != "" || workdir != "" {
 		return dir, err
 	}
-	if _, err := s.server.files.Stat(dir); fault.Is(err, fault.NotFound) {
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return "/", nil
 	}
 	return dir, nil
