@@ -46,6 +46,23 @@ func Strip(h http.Header, prefix string) {
 		})
 }
 
+// Confine puts the addresses of this origin in an answer under a prefix that the application
+// knows itself, as far as they are not there: it shares the origin with others.
+func Confine(h http.Header, prefix string) {
+	confined := func(p string) string {
+		if _, inside := cutPath(p, prefix); inside {
+			return p
+		}
+		return prefix + p
+	}
+	edit(h, func(ref string) string {
+		if trimmed := strings.Trim(ref, " \t"); strings.HasPrefix(trimmed, "/") && !strings.HasPrefix(trimmed, "//") {
+			return confined(trimmed)
+		}
+		return ref
+	}, confined)
+}
+
 // edit changes every address and every cookie's path in the headers of an answer.
 func edit(h http.Header, ref, cookiePath func(string) string) {
 	for _, name := range locations {

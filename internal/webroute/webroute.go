@@ -15,6 +15,10 @@ import (
 // root is where the ports of sandboxes begin among the paths of a listener.
 const root = "/proxy/"
 
+// wholeRoot is where they begin for applications that know under what path they are shown,
+// and therefore expect it in what they are asked.
+const wholeRoot = "/absproxy/"
+
 // EnvdPort is where the guest daemon listens in every sandbox.
 const EnvdPort = 49983
 
@@ -114,10 +118,22 @@ func splitAuthority(authority string) (name, port string) {
 // IsProxied reports whether a path, as it was sent, is that of a sandbox's port.
 func IsProxied(path string) bool { return strings.HasPrefix(path, root) }
 
+// IsWhole reports whether a path, as it was sent, is one for SplitWhole.
+func IsWhole(path string) bool { return strings.HasPrefix(path, wholeRoot) }
+
 // Split takes a path as it was sent, still encoded, apart into the target that it is for and
 // the path in the target's own space: empty, or all that follows, byte for byte. It errs
 // with fault.NotFound when the path is not proxied and else with fault.InvalidRequest.
-func Split(path string) (t Target, rest string, err error) {
+func Split(path string) (t Target, rest string, err error) { return split(path, root) }
+
+// SplitWhole is Split for a path of an application that expects to get it whole. prefix is
+// what Prefix is of other paths.
+func SplitWhole(path string) (t Target, prefix, rest string, err error) {
+	t, rest, err = split(path, wholeRoot)
+	return t, strings.TrimSuffix(path, rest), rest, err
+}
+
+func split(path, root string) (t Target, rest string, err error) {
 	named, ok := strings.CutPrefix(path, root)
 	if !ok {
 		return Target{}, "", fault.New(fault.NotFound, "there is nothing here but %s{sandbox}/{port}/", root)

@@ -51,7 +51,7 @@ func (e *Edge) admit(w http.ResponseWriter, r *http.Request, to target, sb sandb
 			http.SetCookie(w, newPass(r, to, sb))
 		}
 		w.Header().Set("Referrer-Policy", "no-referrer")
-		redirect(w, to.prefix+rest)
+		redirect(w, to.seen(rest))
 		return false
 	}
 	token := r.Header.Get(tokenHeader)

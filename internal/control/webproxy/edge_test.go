@@ -296,6 +296,43 @@ func TestNavigationIsStrippedForNames(t *testing.T) {
 	}
 }
 
+// An application that knows the path under which it is shown gets that, and stays there.
+func TestPathsThatApplicationsKnow(t *testing.T) {
+	prefix := "/absproxy/" + boxID + "/3000"
+	b := newBench(t, func(w http.ResponseWriter, r *http.Request) {
+		// As the host agent has it: below the path by which it was asked.
+		inside := "/proxy/" + boxID + "/3000"
+		w.Header()["Location"] = []string{inside + r.URL.Query().Get("to")}
+		w.Header().Add("Set-Cookie", "a=b; Path="+inside+prefix+"/")
+		w.Header().Add("Set-Cookie", "c=d; Path="+inside+"/")
+		echo(w, r)
+	}, nil)
+	for _, path := range []string{"/", "//x/", "/a%2Fb?c=%2F"} {
+		got := decode(t, ask(t, b.paths, http.MethodGet, "127.0.0.1:1", prefix+path))
+		if got.URI != "/proxy/"+boxID+"/3000"+prefix+path || got.Header.Get("X-Forwarded-Prefix") != "" {
+			t.Errorf("%s arrived as %q under %q", path, got.URI, got.Header["X-Forwarded-Prefix"])
+		}
+	}
+	for to, want := range map[string]string{prefix + "/login": prefix + "/login", "/login": prefix + "/login", prefix: prefix, "//evil/": prefix + "/.//evil/"} {
+		resp := ask(t, b.paths, http.MethodGet, "127.0.0.1", prefix+"/?to="+to)
+		cookies := strings.Join(resp.Header["Set-Cookie"], "|")
+		if l := resp.Header.Get("Location"); l != want || cookies != "a=b; Path="+prefix+"/|c=d; Path="+prefix+"/" {
+			t.Errorf("to %s: Location %q, Set-Cookie %q", to, l, cookies)
+		}
+	}
+	resp := ask(t, b.paths, http.MethodGet, "127.0.0.1", prefix+"?a=b")
+	if l := resp.Header.Get("Location"); resp.StatusCode != http.StatusTemporaryRedirect || l != prefix+"/?a=b" {
+		t.Errorf("without the slash: %d, Location %q", resp.StatusCode, l)
+	}
+	resp = ask(t, b.paths, http.MethodGet, "127.0.0.1", "/absproxy/"+boxID+"/49983/../../../init")
+	if resp.StatusCode != http.StatusNotFound {
+		t.Errorf("a control path of the daemon answers %d", resp.StatusCode)
+	}
+	if got := body(t, ask(t, b.front, http.MethodGet, "localhost", prefix+"/")); got != "the API" {
+		t.Errorf("on the API's origin it answers %s", got)
+	}
+}
+
 func TestOthersGoToTheAPI(t *testing.T) {
 	b := newBench(t, echo, nil)
 	for _, host := range []string{"localhost", "api.example.com", "3000-" + boxID + ".example.com", "[::1]:80"} {

@@ -65,7 +65,7 @@ func (x *exchange) forwarded(out, in *http.Request) {
 	}
 	header.Set("X-Forwarded-Host", in.Host)
 	header.Set("X-Forwarded-Proto", scheme(in))
-	if x.to.prefix != "" {
+	if x.to.prefix != "" && !x.to.whole {
 		header.Set("X-Forwarded-Prefix", x.to.prefix)
 	}
 }
@@ -82,8 +82,11 @@ func (x *exchange) mask(out, in *http.Request) {
 // finish makes the headers of an answer those that the client is to get.
 func (x *exchange) finish(header http.Header) {
 	dropOwn(header)
-	if x.to.prefix == "" {
+	if x.to.prefix == "" || x.to.whole {
 		webroute.Strip(header, x.to.Target.Prefix())
+	}
+	if x.to.whole {
+		webroute.Confine(header, x.to.prefix)
 	}
 	if x.to.byHeader {
 		header.Add("Vary", "E2b-Sandbox-Id, E2b-Sandbox-Port")

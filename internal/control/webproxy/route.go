@@ -33,6 +33,8 @@ type target struct {
 	// prefix is the path under which the client sees the application, empty when that is the
 	// root of an origin.
 	prefix string
+	// whole is whether the application knows of the prefix, so that rest begins with it.
+	whole bool
 	// byHeader is whether headers named the target, and not the address.
 	byHeader bool
 }
@@ -71,15 +73,31 @@ func byPath(r *http.Request) (target, error) {
 		return target{}, err
 	}
 	path, query, asked := strings.Cut(raw, "?")
-	named, rest, err := webroute.Split(path)
-	if err != nil {
-		return target{}, err
+	to := target{whole: webroute.IsWhole(path)}
+	if to.whole {
+		to.Target, to.prefix, to.rest, err = webroute.SplitWhole(path)
+	} else {
+		to.Target, to.rest, err = webroute.Split(path)
+		to.prefix = to.Prefix()
 	}
-	to := target{Target: named, rest: rest, prefix: named.Prefix()}
-	if asked && rest != "" {
+	if err != nil || to.rest == "" {
+		return to, err
+	}
+	if to.whole {
+		to.rest = path
+	}
+	if asked {
 		to.rest += "?" + query
 	}
 	return to, nil
+}
+
+// seen is the path of the client's origin at which it sees what is at rest.
+func (t target) seen(rest string) string {
+	if t.whole {
+		return rest
+	}
+	return t.prefix + rest
 }
 
 // isGate reports whether a Host is one to which requests with routing headers may be sent.

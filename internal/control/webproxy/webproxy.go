@@ -121,7 +121,8 @@ func (e *Edge) Front(next http.Handler) http.Handler {
 }
 
 // Paths is the handler of a listener of its own, for where names cannot have subdomains: a
-// port is at /proxy/{sandbox}/{port}/. All pages there are of one origin, so nothing but
+// port is at /proxy/{sandbox}/{port}/, and at /absproxy/{sandbox}/{port}/ for an application
+// that was told so and wants to get its paths whole. All pages there are of one origin, so nothing but
 // sandboxes is served there.
 func (e *Edge) Paths() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
