@@ -94,8 +94,8 @@ func run() error {
 	cfg := config(logger, *pidsMax)
 	cfg.Ports = ports.Config{Interface: *forward, Own: listener.Addr().(*net.TCPAddr).AddrPort().Port()}
 	cfg.Lifecycle.KeepAlives = front.SetKeepAlivesEnabled
-	var conns lifecycle.Connections
-	front.ConnState, cfg.Lifecycle.Revive = conns.Track, conns.Revive
+	conns := lifecycle.NewConnections(rpc.StallLimit)
+	cfg.Lifecycle.Revive = conns.Revive
 	if *metadata != "" {
 		cfg.Metadata = mmds.New(*metadata).Read
 	}
@@ -103,7 +103,7 @@ func run() error {
 	defer server.Close()
 	front.Handler = handler
 	logger.Info("listening", "address", listener.Addr().String(), "version", rpc.Version)
-	return serve(ctx, listener, front, logger)
+	return serve(ctx, conns.Listen(listener), front, logger)
 }
 
 func config(logger *slog.Logger, pidsMax int) rpc.Config {

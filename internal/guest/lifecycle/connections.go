@@ -2,41 +2,148 @@ package lifecycle
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
-	"net/http"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+// stallRounds is in how many steps a stall is counted: a pause, over which the clock jumps,
+// costs one of them at most.
+const stallRounds = 30
+
 // Connections knows the connections of the daemon's HTTP server, so that they can be set
-// going again after a restore. It is safe for concurrent use; its zero value is ready.
+// going again after a restore, and ends those whose clients have stopped to read. It is safe
+// for concurrent use.
 type Connections struct {
+	stall time.Duration
+
 	mu   sync.Mutex
-	open map[*net.TCPConn]struct{}
+	open map[*connection]struct{}
 }
 
-// Track is to be the server's ConnState.
-func (c *Connections) Track(conn net.Conn, state http.ConnState) {
-	tcp, ok := conn.(*net.TCPConn)
-	if !ok {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch state {
-	case http.StateNew:
-		if c.open == nil {
-			c.open = make(map[*net.TCPConn]struct{})
+// NewConnections returns a Connections that ends a connection when something has waited
+// for stall to be sent on it, and its client took not one byte of it.
+func NewConnections(stall time.Duration) *Connections {
+	return &Connections{stall: stall, open: make(map[*connection]struct{})}
+}
+
+// Listen returns a listener whose connections are known until they are closed. Until it is
+// closed itself a goroutine looks after them.
+func (c *Connections) Listen(inner net.Listener) net.Listener {
+	l := &listener{Listener: inner, conns: c, closed: make(chan struct{})}
+	go c.watch(l.closed)
+	return l
+}
+
+// watch interrupts what has been writing since it last looked.
+func (c *Connections) watch(closed <-chan struct{}) {
+	tick := time.NewTicker(c.stall / stallRounds)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-closed:
+			return
 		}
-		c.open[tcp] = struct{}{}
-	case http.StateClosed, http.StateHijacked:
-		delete(c.open, tcp)
-	case http.StateActive, http.StateIdle:
+		c.mu.Lock()
+		for conn := range c.open {
+			conn.look()
+		}
+		c.mu.Unlock()
 	}
+}
+
+// listener is what Listen returns.
+type listener struct {
+	net.Listener
+	conns   *Connections
+	once    sync.Once
+	closed  chan struct{}
+	closing error
+}
+
+// Accept waits for the next connection.
+func (l *listener) Accept() (net.Conn, error) {
+	accepted, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	conn := &connection{Conn: accepted, conns: l.conns}
+	l.conns.mu.Lock()
+	defer l.conns.mu.Unlock()
+	l.conns.open[conn] = struct{}{}
+	return conn, nil
+}
+
+// Close ends the listener and not its connections.
+func (l *listener) Close() error {
+	l.once.Do(func() {
+		l.closing = l.Listener.Close()
+		close(l.closed)
+	})
+	return l.closing
+}
+
+// connection is a connection of which it is known whether a write gets on. To know that
+// costs the writer nothing that could be felt: only a write that lasts is interrupted now
+// and then, to see how much of it has gone out.
+//
+// It is no io.ReaderFrom, unlike what it wraps: nobody could look into such a write.
+type connection struct {
+	net.Conn
+	conns *Connections
+	// writes counts beginnings and ends of writes: it is odd while one is under way.
+	writes atomic.Uint64
+	seen   uint64 // writes when the watch last looked, which is for the watch alone
+}
+
+// longAgo is a deadline that has passed.
+var longAgo = time.Unix(1, 0)
+
+// look interrupts a write that was under way already when it was last called.
+func (c *connection) look() {
+	now := c.writes.Load()
+	if now%2 == 1 && now == c.seen {
+		_ = c.SetWriteDeadline(longAgo) // fails where there is nothing to interrupt any more
+	}
+	c.seen = now
+}
+
+// Write writes p, unless the client takes nothing for too long.
+func (c *connection) Write(p []byte) (int, error) {
+	c.writes.Add(1)
+	defer c.writes.Add(1)
+	for total, stalled := 0, 0; ; {
+		n, err := c.Conn.Write(p[total:])
+		total += n
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return total, err
+		}
+		if stalled++; n > 0 {
+			stalled = 0
+		}
+		if stalled > stallRounds {
+			return total, fmt.Errorf("the client took nothing for %v: %w", c.conns.stall, err)
+		}
+		if err := c.SetWriteDeadline(time.Time{}); err != nil {
+			return total, err
+		}
+	}
+}
+
+// Close ends the connection.
+func (c *connection) Close() error {
+	c.conns.mu.Lock()
+	delete(c.conns.open, c)
+	c.conns.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // Revive makes the kernel send on every connection what is to be sent. A restored gVisor
@@ -48,7 +155,9 @@ func (c *Connections) Revive() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for conn := range c.open {
-		_ = conn.SetNoDelay(true) // one that has broken meanwhile needs nothing
+		if tcp, ok := conn.Conn.(*net.TCPConn); ok {
+			_ = tcp.SetNoDelay(true) // one that has broken meanwhile needs nothing
+		}
 	}
 }
 

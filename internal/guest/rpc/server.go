@@ -98,7 +98,7 @@ func New(cfg Config) (*Server, http.Handler) {
 		connect.WithCompressMinBytes(math.MaxInt),
 	}
 	handler := s.requireUser(takeLimit(explained(s.routes(options))), connect.NewErrorWriter(options...))
-	handler = s.settle(crossOrigin(s.requireToken(handler)))
+	handler = endStalled(s.settle(crossOrigin(s.requireToken(handler))), StallLimit)
 	return s, handler
 }
 
