@@ -652,7 +652,14 @@ type SandboxStatus string
 // Template defines model for Template.
 type Template struct {
 	// CreatedAt When it was made; absent for what the server brings itself.
-	CreatedAt   time.Time         `json:"created_at,omitempty,omitzero"`
+	CreatedAt time.Time `json:"created_at,omitempty,omitzero"`
+
+	// Damaged Whether the host has found that it is not what was written; it can only be deleted then. Such a snapshot
+	// may also be what is left of a sandbox that is gone; its name is its id then.
+	Damaged bool `json:"damaged,omitempty,omitzero"`
+
+	// DefaultEnv What its recipe gives every sandbox made from it. Empty for a snapshot: its environment may hold secrets
+	// of whoever made the sandbox, and stays on the host.
 	DefaultEnv  map[string]string `json:"default_env"`
 	DefaultUser string            `json:"default_user"`
 

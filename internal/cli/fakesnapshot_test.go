@@ -26,6 +26,9 @@ func (s *fakeServer) handleStates(handle func(pattern string, h func(w http.Resp
 	handle("DELETE /v1/snapshots/{name}", s.removeSnapshot)
 }
 
+// rotten is the name of a snapshot that is not what was written.
+const rotten = "rotten"
+
 // restless is the name of a snapshot that somebody replaces as soon as anybody has seen it.
 const restless = "restless"
 
@@ -158,6 +161,7 @@ func (s *fakeServer) snapshot(w http.ResponseWriter, r *http.Request) error {
 		ID: fmt.Sprintf("sn%020d", len(s.templates)+1), Name: want.Name, Type: api.SnapshotTemplate, Vcpus: 1, MemoryMb: 512,
 		SizeBytes: 3 << 19, SandboxID: want.SandboxID, Template: "base", CreatedAt: time.Now().Add(-90*time.Second - time.Duration(len(s.templates))*24*time.Hour),
 	}
+	made.Damaged = made.Name == rotten
 	s.templates = append(s.templates, made)
 	return answer(w, http.StatusCreated, made)
 }

@@ -83,15 +83,21 @@ func newSnapshotList(a *app) *cobra.Command {
 			now := time.Now()
 			var rows [][]string
 			for _, t := range list {
-				state := "ready"
-				if t.Missing {
-					state = "missing"
-				}
-				rows = append(rows, []string{t.Name, state, byteSize(t.SizeBytes), cmp.Or(t.Template, "-"), cmp.Or(t.SandboxID, "-"), age(now, t.CreatedAt)})
+				rows = append(rows, []string{t.Name, snapshotState(t), byteSize(t.SizeBytes), cmp.Or(t.Template, "-"), cmp.Or(t.SandboxID, "-"), age(now, t.CreatedAt)})
 			}
 			return printTable(cmd.OutOrStdout(), []string{"NAME", "STATE", "SIZE", "TEMPLATE", "SANDBOX", "AGE"}, rows)
 		},
 	}, takes(0, 0, "snapshot ls takes no arguments"))
+}
+
+func snapshotState(t api.Template) string {
+	switch {
+	case t.Missing:
+		return "missing"
+	case t.Damaged:
+		return "damaged"
+	}
+	return "ready"
 }
 
 func (s *server) snapshots(cmd *cobra.Command) ([]api.Template, error) {

@@ -88,7 +88,7 @@ func (s *Snapshots) Metrics(ctx context.Context, id string, before time.Duration
 func fromSnapshot(s *hostv1.Snapshot) sandbox.HostSnapshot {
 	return sandbox.HostSnapshot{
 		ID: s.GetId(), SandboxID: s.GetSandboxId(), Template: s.GetTemplate(), Resources: fromResources(s.GetResources()),
-		User: s.GetDefaultUser(), Env: s.GetEnv(), SizeBytes: int64(s.GetSizeBytes()),
+		User: s.GetDefaultUser(), Damaged: s.GetDamaged(), SizeBytes: int64(s.GetSizeBytes()),
 		Stopped: time.Duration(s.GetStoppedUs()) * time.Microsecond, CreatedAt: fromTime(s.GetCreatedAt()),
 	}
 }

@@ -64,7 +64,7 @@ func (h *statefulHost) ForkSandbox(_ context.Context, req *connect.Request[hostv
 func theSnapshot() *hostv1.Snapshot {
 	return &hostv1.Snapshot{
 		Id: "sn1", SandboxId: "sb1", Template: "base", Resources: &hostv1.Resources{Vcpus: 1, MemoryMb: 2, DiskMb: 3},
-		DefaultUser: "u", Env: map[string]string{"A": "1"}, SizeBytes: 7, CreatedAt: timestamppb.New(pausedAt), StoppedUs: 1500,
+		DefaultUser: "u", Damaged: true, SizeBytes: 7, CreatedAt: timestamppb.New(pausedAt), StoppedUs: 1500,
 	}
 }
 
@@ -131,7 +131,7 @@ func TestSnapshotsTranslate(t *testing.T) {
 	x, ctx := serve(t, h).Snapshots, t.Context()
 	want := sandbox.HostSnapshot{
 		ID: "sn1", SandboxID: "sb1", Template: "base", Resources: sandbox.Resources{VCPUs: 1, MemoryMB: 2, DiskMB: 3},
-		User: "u", Env: map[string]string{"A": "1"}, SizeBytes: 7, Stopped: 1500 * time.Microsecond, CreatedAt: pausedAt,
+		User: "u", Damaged: true, SizeBytes: 7, Stopped: 1500 * time.Microsecond, CreatedAt: pausedAt,
 	}
 	if got, err := x.Create(ctx, "sb1", "sn1"); err != nil || cmp.Diff(want, got) != "" {
 		t.Errorf("%v %s", err, cmp.Diff(want, got))

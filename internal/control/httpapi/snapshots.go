@@ -151,15 +151,12 @@ func encodeOwn(t sandbox.OwnTemplate) api.Template {
 }
 
 func encodeSnapshot(s sandbox.Snapshot) api.Template {
-	out := api.Template{
+	return api.Template{
 		ID: s.ID, Name: s.Name, Type: api.SnapshotTemplate,
 		Vcpus: s.Resources.VCPUs, MemoryMb: s.Resources.MemoryMB, DiskSizeMb: s.Resources.DiskMB,
-		SizeBytes: s.SizeBytes, DefaultUser: s.User, DefaultEnv: s.Env, CreatedAt: s.CreatedAt,
+		SizeBytes: s.SizeBytes, DefaultUser: s.User, CreatedAt: s.CreatedAt,
 		SandboxID: s.SandboxID, Template: s.Template, StoppedUs: s.Stopped.Microseconds(),
-		Missing: s.Status == sandbox.SnapshotMissing,
+		Missing: s.Status == sandbox.SnapshotMissing, Damaged: s.Status == sandbox.SnapshotDamaged,
+		DefaultEnv: map[string]string{}, // it stays on the host
 	}
-	if out.DefaultEnv == nil {
-		out.DefaultEnv = map[string]string{}
-	}
-	return out
 }

@@ -65,7 +65,8 @@ func TestSnapshotsAndTemplates(t *testing.T) {
 		}
 		return snap, nil
 	}
-	s.snapshots.list = func() ([]sandbox.Snapshot, error) { return []sandbox.Snapshot{snap}, nil }
+	bad := sandbox.Snapshot{ID: "sn2", Name: "bad", Status: sandbox.SnapshotDamaged}
+	s.snapshots.list = func() ([]sandbox.Snapshot, error) { return []sandbox.Snapshot{snap, bad}, nil }
 	s.snapshots.find = func(name string) (sandbox.Snapshot, error) {
 		if name != "web" {
 			return sandbox.Snapshot{}, fault.New(fault.NotFound, "there is no snapshot %q", name)
@@ -90,6 +91,7 @@ func TestSnapshotsAndTemplates(t *testing.T) {
 		{"POST", "/v1/snapshots", `{"name":"web"}`, 400, `\"sandbox_id\" is missing`},
 		{"POST", "/v1/snapshots", `{"sandbox_id":"sb1","name":"A"}`, 400, `\"name\" must match`},
 		{"GET", "/v1/snapshots", "", 200, `"name":"web"`},
+		{"GET", "/v1/snapshots", "", 200, `"damaged":true,"default_env":{},`},
 		{"GET", "/v1/snapshots?type=image", "", 200, `[]`},
 		{"GET", "/v1/snapshots?type=disk", "", 400, `must be one of base, image, snapshot`},
 		{"DELETE", "/v1/snapshots/web", "", 204, ""},
@@ -114,7 +116,7 @@ func TestSnapshotsAndTemplates(t *testing.T) {
 		}
 	}
 	var all []struct{ Name, Type string }
-	if err := json.Unmarshal([]byte(s.do(t, http.MethodGet, "/v1/templates", "").body), &all); err != nil || len(all) != 2 || all[0].Type != "base" || all[1].Name != "web" {
+	if err := json.Unmarshal([]byte(s.do(t, http.MethodGet, "/v1/templates", "").body), &all); err != nil || len(all) != 3 || all[0].Type != "base" || all[1].Name != "web" {
 		t.Errorf("templates %+v, %v", all, err)
 	}
 }

@@ -92,6 +92,9 @@ func (s *Service) Create(ctx context.Context, o Options) (Sandbox, error) {
 	}
 	if err := s.start(ctx, &sb, o, from.ID); err != nil {
 		s.undoCreate(ctx, sb.ID)
+		if from.ID != "" && fault.Is(err, fault.Internal) {
+			s.snapshots.recheck(ctx)
+		}
 		return Sandbox{}, err
 	}
 	s.rearmClocks()

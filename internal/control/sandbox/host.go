@@ -52,10 +52,11 @@ type HostSnapshot struct {
 	Template  string
 	Resources Resources
 	User      string // default user
-	Env       map[string]string
 	SizeBytes int64
 	Stopped   time.Duration // how long the sandbox stood still for it
 	CreatedAt time.Time
+	// Damaged is whether it is not what was written; it can only be deleted then.
+	Damaged bool
 }
 
 // Point is what a sandbox used at one time.

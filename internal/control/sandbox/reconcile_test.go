@@ -79,11 +79,14 @@ func TestReconcileSnapshots(t *testing.T) {
 		{ID: "sn5", Name: "sn5", Status: SnapshotDeleting},
 		{ID: "sn6", Name: "mine", Status: SnapshotCreating},
 		{ID: "sn8", Name: "warm", Status: SnapshotReady},
+		{ID: "sn9", Name: "flipped", Status: SnapshotReady},
+		{ID: "sn10", Name: "mended", Status: SnapshotDamaged},
+		{ID: "sn11", Name: "damaged, then lost", Status: SnapshotDamaged},
 	} {
 		store.put(row)
 	}
-	for _, id := range []string{"sn1", "sn3", "sn4", "sn5", "sn6", "sn7", "sn8"} {
-		host.keep(HostSnapshot{ID: id})
+	for _, id := range []string{"sn1", "sn3", "sn4", "sn5", "sn6", "sn7", "sn8", "sn9", "sn10", "pa1"} {
+		host.keep(HostSnapshot{ID: id, Damaged: id == "sn9" || id == "pa1"})
 	}
 	s.claims.take("sn6")
 	if err := s.snapshots.reconcile(t.Context()); err != nil {
@@ -96,6 +99,7 @@ func TestReconcileSnapshots(t *testing.T) {
 	want := map[string]SnapshotStatus{
 		"sn1": SnapshotReady, "sn2": SnapshotMissing, "sn3": SnapshotReady,
 		"sn6": SnapshotCreating, "sn7": SnapshotReady, "sn8": SnapshotReady,
+		"sn9": SnapshotDamaged, "sn10": SnapshotReady, "sn11": SnapshotMissing, "pa1": SnapshotDamaged,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -18,6 +18,7 @@ const (
 	SnapshotReady    SnapshotStatus = "ready"
 	SnapshotDeleting SnapshotStatus = "deleting" // it has no name any more
 	SnapshotMissing  SnapshotStatus = "missing"  // its host has lost it
+	SnapshotDamaged  SnapshotStatus = "damaged"  // its host has it, and not as it was written
 )
 
 // Snapshot is a sandbox as it was at one moment, to make others from. It is a value.
@@ -30,7 +31,6 @@ type Snapshot struct {
 	Template  string // what that was made from
 	Resources Resources
 	User      string // default user
-	Env       map[string]string
 	SizeBytes int64
 	Stopped   time.Duration // how long the sandbox stood still for it
 	CreatedAt time.Time
@@ -42,7 +42,7 @@ type SnapshotStore interface {
 	Insert(ctx context.Context, s Snapshot) error
 	// List returns all snapshots, newest first.
 	List(ctx context.Context) ([]Snapshot, error)
-	// Find returns the ready or missing snapshot that has a name, or an id.
+	// Find returns the snapshot that has a name, or an id, and is listed.
 	Find(ctx context.Context, nameOrID string) (Snapshot, error)
 	// Promote makes a snapshot that is being created ready under a name. Another one that
 	// has the name loses it and is Deleting from then on. It reports whether s was still
@@ -163,7 +163,7 @@ func (x *Snapshots) write(ctx context.Context, snap *Snapshot, name string) erro
 
 // take takes over what only the host knows of a snapshot.
 func (s *Snapshot) take(h HostSnapshot) {
-	s.User, s.Env, s.SizeBytes, s.Stopped = h.User, h.Env, h.SizeBytes, h.Stopped
+	s.User, s.SizeBytes, s.Stopped = h.User, h.SizeBytes, h.Stopped
 	if h.Resources != (Resources{}) {
 		s.Resources = h.Resources
 	}
@@ -238,9 +238,12 @@ func (x *Snapshots) Find(ctx context.Context, nameOrID string) (Snapshot, error)
 // List returns the snapshots that have a name, newest first.
 func (x *Snapshots) List(ctx context.Context) ([]Snapshot, error) {
 	all, err := x.store.List(ctx)
-	return slices.DeleteFunc(all, func(s Snapshot) bool {
-		return s.Status != SnapshotReady && s.Status != SnapshotMissing
-	}), err
+	return slices.DeleteFunc(all, func(s Snapshot) bool { return !s.Status.Listed() }), err
+}
+
+// Listed reports whether users see a snapshot in that status.
+func (s SnapshotStatus) Listed() bool {
+	return s == SnapshotReady || s == SnapshotMissing || s == SnapshotDamaged
 }
 
 // resolve finds the snapshot that a template's name means. A zero Snapshot: it is one of
@@ -253,8 +256,11 @@ func (x *Snapshots) resolve(ctx context.Context, template string, host HostInfo)
 	if fault.Is(err, fault.NotFound) {
 		return Snapshot{}, nil
 	}
-	if err == nil && snap.Status == SnapshotMissing {
+	switch {
+	case err == nil && snap.Status == SnapshotMissing:
 		err = fault.New(fault.NotFound, "snapshot %q is lost: its host no longer has it; delete it and make a new one", snap.Name)
+	case err == nil && snap.Status == SnapshotDamaged:
+		err = fault.New(fault.Internal, "snapshot %q is damaged: what lies on its host's disk is not what was written; delete it and make a new one", snap.Name)
 	}
 	return snap, err
 }

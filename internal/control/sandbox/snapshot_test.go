@@ -187,3 +187,30 @@ func TestMissingSnapshot(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// That a snapshot is damaged the host may find only when it is used.
+func TestDamagedSnapshot(t *testing.T) {
+	s, store, _, host, sb := withSandbox(t)
+	snap, err := s.Snapshots().Create(t.Context(), SnapshotOptions{SandboxID: sb.ID, Name: "flipped"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := store.len()
+	host.onCreate = func(context.Context, Spec) error {
+		host.keep(HostSnapshot{ID: snap.ID, Damaged: true})
+		return fault.New(fault.Internal, "snapshot %s is damaged", snap.ID)
+	}
+	if _, err := s.Create(t.Context(), Options{Template: "flipped"}); !fault.Is(err, fault.Internal) {
+		t.Errorf("%v", err)
+	}
+	if list, err := s.Snapshots().List(t.Context()); err != nil || len(list) != 1 || list[0].Status != SnapshotDamaged {
+		t.Errorf("%+v, %v", list, err)
+	}
+	host.onCreate = func(context.Context, Spec) error { t.Error("the host was asked to use it again"); return nil }
+	if _, err := s.Create(t.Context(), Options{Template: "flipped"}); !fault.Is(err, fault.Internal) || !strings.Contains(err.Error(), "delete it") {
+		t.Errorf("%v", err)
+	}
+	if err := s.Snapshots().Delete(t.Context(), "flipped"); err != nil || host.hasSnapshot(snap.ID) || store.len() != before {
+		t.Errorf("%v", err)
+	}
+}

@@ -47,7 +47,7 @@ func (m *memSnapshots) Find(_ context.Context, nameOrID string) (Snapshot, error
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, r := range m.rows {
-		if (r.ID == nameOrID || r.Name == nameOrID) && (r.Status == SnapshotReady || r.Status == SnapshotMissing) {
+		if (r.ID == nameOrID || r.Name == nameOrID) && r.Status.Listed() {
 			return r, nil
 		}
 	}
@@ -144,7 +144,7 @@ func (h *fakeSnapshots) Create(_ context.Context, sandboxID, snapshotID string) 
 	}
 	s := HostSnapshot{
 		ID: snapshotID, SandboxID: sandboxID, Resources: Resources{VCPUs: 2, MemoryMB: 1024, DiskMB: 2048},
-		SizeBytes: 99, Stopped: 5 * time.Millisecond, CreatedAt: now(), Env: map[string]string{"K": "v"}, User: "u",
+		SizeBytes: 99, Stopped: 5 * time.Millisecond, CreatedAt: now(), User: "u",
 	}
 	h.keep(s)
 	return s, nil

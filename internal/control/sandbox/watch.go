@@ -185,7 +185,14 @@ func (x *Snapshots) reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Again: one that was made meanwhile is on the host and was not among the rows.
+	// Again: one that was made meanwhile is on the host and was not among the rows. And one
+	// that somebody works on now, or did until a moment ago, is theirs.
+	settled := make(map[string]SnapshotStatus, len(before))
+	for _, row := range before {
+		if !x.core.claims.has(row.ID) {
+			settled[row.ID] = row.Status
+		}
+	}
 	after, err := x.store.List(ctx)
 	if err != nil {
 		return err
@@ -194,12 +201,15 @@ func (x *Snapshots) reconcile(ctx context.Context) error {
 	for _, h := range onHost {
 		unknown[h.ID] = h
 	}
-	for _, row := range before {
-		if x.core.claims.has(row.ID) {
+	for _, row := range after {
+		if settled[row.ID] != row.Status {
 			continue
 		}
-		_, there := unknown[row.ID]
-		if err := x.reconcileOne(ctx, row, there); err != nil {
+		onHost := SnapshotMissing
+		if h, there := unknown[row.ID]; there {
+			onHost = h.status()
+		}
+		if err := x.reconcileOne(ctx, row, onHost); err != nil {
 			return err
 		}
 	}
@@ -215,20 +225,39 @@ func (x *Snapshots) reconcile(ctx context.Context) error {
 	return nil
 }
 
-func (x *Snapshots) reconcileOne(ctx context.Context, row Snapshot, onHost bool) error {
+// recheck holds the rows against what the host has, after a snapshot could not be used: the
+// host may have found it damaged.
+func (x *Snapshots) recheck(ctx context.Context) {
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	if err := x.reconcile(ctx); err != nil {
+		x.core.log.ErrorContext(ctx, "could not look at the host's snapshots; it is done with the next reconciliation", "error", err)
+	}
+}
+
+// reconcileOne makes a row what its host says of the snapshot.
+func (x *Snapshots) reconcileOne(ctx context.Context, row Snapshot, onHost SnapshotStatus) error {
 	switch {
 	case row.Status == SnapshotCreating, row.Status == SnapshotDeleting:
 		// Nobody was told of one that was being created.
 		if err := x.remove(ctx, row.ID); err != nil {
 			x.core.log.ErrorContext(ctx, "could not remove a snapshot that was left half done", "snapshot", row.ID, "error", err)
 		}
-	case row.Status == SnapshotReady && !onHost:
-		x.core.log.ErrorContext(ctx, "a snapshot is missing on its host", "snapshot", row.ID, "name", row.Name)
-		return x.store.SetStatus(ctx, row.ID, SnapshotMissing, SnapshotReady)
-	case row.Status == SnapshotMissing && onHost:
-		return x.store.SetStatus(ctx, row.ID, SnapshotReady, SnapshotMissing)
+	case row.Status != onHost:
+		if onHost != SnapshotReady {
+			x.core.log.ErrorContext(ctx, "a snapshot cannot be used", "snapshot", row.ID, "name", row.Name, "status", string(onHost))
+		}
+		return x.store.SetStatus(ctx, row.ID, onHost, row.Status)
 	}
 	return nil
+}
+
+// status is that of the row of a snapshot that the host has.
+func (h HostSnapshot) status() SnapshotStatus {
+	if h.Damaged {
+		return SnapshotDamaged
+	}
+	return SnapshotReady
 }
 
 // adopt makes a row for a snapshot that the host has and nobody here knows.
@@ -241,7 +270,7 @@ func (x *Snapshots) adopt(ctx context.Context, h HostSnapshot) error {
 		return err
 	}
 	row := Snapshot{
-		ID: h.ID, Name: h.ID, Status: SnapshotReady, HostID: host.ID, SandboxID: h.SandboxID, Template: h.Template, CreatedAt: now(),
+		ID: h.ID, Name: h.ID, Status: h.status(), HostID: host.ID, SandboxID: h.SandboxID, Template: h.Template, CreatedAt: now(),
 	}
 	row.take(h)
 	x.core.log.WarnContext(ctx, "the host has a snapshot that nobody here knows; it is listed from now on", "snapshot", h.ID)

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -18,19 +17,15 @@ type Snapshots struct{ db *DB }
 var _ sandbox.SnapshotStore = (*Snapshots)(nil)
 
 const snapshotColumns = `id, name, status, host_id, sandbox_id, template, vcpus, memory_mb, disk_mb,
-	default_user, env, size_bytes, stopped_us, created_at`
+	default_user, size_bytes, stopped_us, created_at`
 
 // Insert implements sandbox.SnapshotStore.
 func (s *Snapshots) Insert(ctx context.Context, snap sandbox.Snapshot) error {
-	env, err := encodeStrings(snap.Env)
-	if err != nil {
-		return err
-	}
 	n, err := s.db.exec(ctx, `INSERT INTO snapshots (`+snapshotColumns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT (name) DO NOTHING`,
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (name) DO NOTHING`,
 		snap.ID, snap.Name, snap.Status, snap.HostID, snap.SandboxID, snap.Template,
 		snap.Resources.VCPUs, snap.Resources.MemoryMB, snap.Resources.DiskMB,
-		snap.User, env, snap.SizeBytes, snap.Stopped.Microseconds(), micros(snap.CreatedAt))
+		snap.User, snap.SizeBytes, snap.Stopped.Microseconds(), micros(snap.CreatedAt))
 	if err != nil {
 		return fmt.Errorf("insert snapshot %s: %w", snap.ID, err)
 	}
@@ -63,8 +58,8 @@ func (s *Snapshots) List(ctx context.Context) ([]sandbox.Snapshot, error) {
 
 // Find implements sandbox.SnapshotStore.
 func (s *Snapshots) Find(ctx context.Context, nameOrID string) (sandbox.Snapshot, error) {
-	row := s.db.read.QueryRowContext(ctx, "SELECT "+snapshotColumns+" FROM snapshots WHERE (name = $1 OR id = $2) AND status IN ($3, $4)",
-		nameOrID, nameOrID, sandbox.SnapshotReady, sandbox.SnapshotMissing)
+	row := s.db.read.QueryRowContext(ctx, "SELECT "+snapshotColumns+" FROM snapshots WHERE (name = $1 OR id = $2) AND status IN ($3, $4, $5)",
+		nameOrID, nameOrID, sandbox.SnapshotReady, sandbox.SnapshotMissing, sandbox.SnapshotDamaged)
 	snap, err := scanSnapshot(row.Scan)
 	if errors.Is(err, sql.ErrNoRows) {
 		return sandbox.Snapshot{}, fault.New(fault.NotFound, "there is no snapshot %q", nameOrID)
@@ -77,10 +72,6 @@ func (s *Snapshots) Find(ctx context.Context, nameOrID string) (sandbox.Snapshot
 
 // Promote implements sandbox.SnapshotStore.
 func (s *Snapshots) Promote(ctx context.Context, snap sandbox.Snapshot, name string) (ok bool, err error) {
-	env, err := encodeStrings(snap.Env)
-	if err != nil {
-		return false, err
-	}
 	tx, err := s.db.write.BeginTx(ctx, nil)
 	if err != nil {
 		return false, fmt.Errorf("name snapshot %s: %w", snap.ID, err)
@@ -96,9 +87,9 @@ func (s *Snapshots) Promote(ctx context.Context, snap sandbox.Snapshot, name str
 		return false, fmt.Errorf("name snapshot %s: %w", snap.ID, s.db.explained(err))
 	}
 	res, err := tx.ExecContext(ctx, `UPDATE snapshots SET name = $1, status = $2, vcpus = $3, memory_mb = $4, disk_mb = $5,
-		default_user = $6, env = $7, size_bytes = $8, stopped_us = $9, created_at = $10 WHERE id = $11 AND status = $12`,
+		default_user = $6, size_bytes = $7, stopped_us = $8, created_at = $9 WHERE id = $10 AND status = $11`,
 		name, sandbox.SnapshotReady, snap.Resources.VCPUs, snap.Resources.MemoryMB, snap.Resources.DiskMB,
-		snap.User, env, snap.SizeBytes, snap.Stopped.Microseconds(), micros(snap.CreatedAt), snap.ID, sandbox.SnapshotCreating)
+		snap.User, snap.SizeBytes, snap.Stopped.Microseconds(), micros(snap.CreatedAt), snap.ID, sandbox.SnapshotCreating)
 	if err != nil {
 		return false, fmt.Errorf("name snapshot %s: %w", snap.ID, s.db.explained(err))
 	}
@@ -137,16 +128,12 @@ func (s *Snapshots) Delete(ctx context.Context, id string) error {
 
 func scanSnapshot(scan func(...any) error) (sandbox.Snapshot, error) {
 	var snap sandbox.Snapshot
-	var env string
 	var stopped, created int64
 	err := scan(&snap.ID, &snap.Name, &snap.Status, &snap.HostID, &snap.SandboxID, &snap.Template,
 		&snap.Resources.VCPUs, &snap.Resources.MemoryMB, &snap.Resources.DiskMB,
-		&snap.User, &env, &snap.SizeBytes, &stopped, &created)
+		&snap.User, &snap.SizeBytes, &stopped, &created)
 	if err != nil {
 		return sandbox.Snapshot{}, err
-	}
-	if err := json.Unmarshal([]byte(env), &snap.Env); err != nil {
-		return sandbox.Snapshot{}, fmt.Errorf("environment of snapshot %s is damaged: %w", snap.ID, err)
 	}
 	snap.Stopped, snap.CreatedAt = time.Duration(stopped)*time.Microsecond, fromMicros(created)
 	return snap, nil

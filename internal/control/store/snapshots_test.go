@@ -14,7 +14,7 @@ import (
 func snapshot(id, name string, at time.Time) sandbox.Snapshot {
 	return sandbox.Snapshot{
 		ID: id, Name: name, Status: sandbox.SnapshotCreating, HostID: "h1", SandboxID: "sb1", Template: "base",
-		Resources: sandbox.Resources{VCPUs: 2, MemoryMB: 1024, DiskMB: 4096}, Env: map[string]string{}, CreatedAt: at,
+		Resources: sandbox.Resources{VCPUs: 2, MemoryMB: 1024, DiskMB: 4096}, CreatedAt: at,
 	}
 }
 
@@ -31,7 +31,7 @@ func TestSnapshotRoundTrip(t *testing.T) {
 	if _, err := st.Find(ctx, "web"); !fault.Is(err, fault.NotFound) {
 		t.Errorf("one that is being made is found: %v", err)
 	}
-	want.Env, want.User, want.SizeBytes, want.Stopped = map[string]string{"A": "1"}, "u", 123, 5*time.Millisecond
+	want.User, want.SizeBytes, want.Stopped = "u", 123, 5*time.Millisecond
 	want.Status, want.CreatedAt = sandbox.SnapshotReady, t0.Add(time.Second)
 	if ok, err := st.Promote(ctx, want, "web"); !ok || err != nil {
 		t.Fatalf("promote: %v, %v", ok, err)

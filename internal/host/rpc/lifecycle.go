@@ -95,9 +95,10 @@ func (s *server) SetWarm(ctx context.Context, req *connect.Request[hostv1.SetWar
 
 func toSnapshot(snap snapshot.Snapshot) *hostv1.Snapshot {
 	return &hostv1.Snapshot{
-		Id: snap.ID, SandboxId: snap.SandboxID, Template: snap.Template, DefaultUser: snap.DefaultUser, Env: snap.Env,
+		Id: snap.ID, SandboxId: snap.SandboxID, Template: snap.Template, DefaultUser: snap.DefaultUser,
 		Resources: toResources(sandbox.Resources(snap.Resources)), SizeBytes: uint64(snap.Bytes),
 		CreatedAt: toTime(snap.CreatedAt), StoppedUs: uint64(snap.Stopped.Microseconds()),
+		Damaged: snap.Damaged != "" || snap.Differs != "",
 	}
 }
 

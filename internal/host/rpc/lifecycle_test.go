@@ -52,7 +52,7 @@ func TestPausesAreTranslated(t *testing.T) {
 }
 
 func TestSnapshotsAreTranslated(t *testing.T) {
-	snap := snapshot.Snapshot{Bytes: 9, Manifest: snapshot.Manifest{
+	snap := snapshot.Snapshot{Bytes: 9, Differs: "it is not what was written", Manifest: snapshot.Manifest{
 		ID: "sn1", SandboxID: "sba", Template: "base", DefaultUser: "user", Env: map[string]string{"A": "b"}, Stopped: 12 * time.Millisecond,
 		Resources: snapshot.Resources{VCPUs: 1, MemoryMB: 2, DiskMB: 3}, Token: "secret",
 	}}
@@ -91,7 +91,7 @@ func TestSnapshotsAreTranslated(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, got := range append(list.Msg.GetSnapshots(), made.Msg.GetSnapshot()) {
-		if got.GetId() != "sn1" || got.GetSandboxId() != "sba" || got.GetTemplate() != "base" || got.GetDefaultUser() != "user" || got.GetEnv()["A"] != "b" ||
+		if got.GetId() != "sn1" || got.GetSandboxId() != "sba" || got.GetTemplate() != "base" || got.GetDefaultUser() != "user" || !got.GetDamaged() ||
 			got.GetSizeBytes() != 9 || got.GetStoppedUs() != 12000 || got.GetResources().GetDiskMb() != 3 {
 			t.Errorf("snapshot %v", got)
 		}

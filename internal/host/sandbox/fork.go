@@ -40,7 +40,7 @@ func (x Snapshots) Fork(ctx context.Context, id string, copies []string) ([]Sand
 	}
 	ctx, cancel := context.WithTimeout(ctx, forkTimeout)
 	defer cancel()
-	snap, err := s.image(ctx, "fork", id, "fk"+randomName(), snapshot.Fork)
+	snap, err := s.image(ctx, "fork", id, forkPrefix+randomName(), snapshot.Fork)
 	if err != nil {
 		return nil, fmt.Errorf("fork sandbox: %w", err)
 	}

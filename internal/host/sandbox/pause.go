@@ -47,7 +47,7 @@ func (s *Service) Pause(ctx context.Context, id string) (Sandbox, error) {
 		return Sandbox{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, pauseTimeout)
-	p := &pausing{operation: operation{s: s, name: "pause"}, e: e, id: "pa" + randomName()}
+	p := &pausing{operation: operation{s: s, name: "pause"}, e: e, id: pausePrefix + randomName()}
 	if err := carryOut(ctx, &p.operation, p, pausePhases); err != nil {
 		defer done()
 		defer cancel()

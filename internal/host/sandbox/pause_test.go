@@ -201,12 +201,15 @@ func TestADamagedSnapshotIsRefused(t *testing.T) {
 		if sb, err := s.Get(idA); err != nil || sb.Status != Paused || m.taken() != nothingTaken {
 			t.Errorf("%s: now %+v, %v; %s", name, sb, err, m.taken())
 		}
+		if snap := s.cfg.Snapshots.List()[0]; snap.Differs == "" || snap.Damaged != "" {
+			t.Errorf("%s: %+v", name, snap)
+		}
 	}
 	if err := os.WriteFile(memory, []byte("of "+idA), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Resume(t.Context(), idA, 0); err != nil {
-		t.Error(err)
+	if _, err := s.Resume(t.Context(), idA, 0); err != nil || s.cfg.Snapshots.List()[0].Differs != "" {
+		t.Error("mended:", err, s.cfg.Snapshots.List())
 	}
 }
 

@@ -75,14 +75,24 @@ func (s *Service) needed() (runs map[string]bool, slots []int) {
 // retain removes the snapshots and metrics that nobody needs.
 func (s *Service) retain() error {
 	needed := map[string]bool{}
+	// lost is whether there is a sandbox of which nothing is known: a pause's snapshot whose
+	// manifest cannot be read may be its own, and be of use to a person.
+	lost := false
 	s.mu.Lock()
 	for _, e := range s.entries {
+		lost = lost || e.origin.Image == ""
 		needed[e.snapshot] = true
 		needed[e.draft] = true // of a pause that may still turn out to be its end
 	}
 	s.mu.Unlock()
 	err := s.cfg.Snapshots.Retain(func(snap snapshot.Snapshot) bool {
-		return needed[snap.ID] || snap.Kind == snapshot.Template || snap.Damaged != ""
+		switch {
+		case needed[snap.ID] || snap.Kind == snapshot.Template:
+			return true
+		case snap.Damaged == "" || forkPattern.MatchString(snap.ID):
+			return false // a fork makes all its copies in one life of this process
+		}
+		return lost || !pausePattern.MatchString(snap.ID)
 	})
 	s.at("recover.snapshots")
 	return errors.Join(err, s.meter.Retain(func(id string) bool { _, err := s.Get(id); return err == nil }))

@@ -1,9 +1,11 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -232,5 +234,61 @@ func TestAStopPausesEverything(t *testing.T) {
 		if sb, err := s.Resume(t.Context(), id, 0); err != nil || sb.Status != Running {
 			t.Errorf("%+v, %v", sb, err)
 		}
+	}
+}
+
+// Of a snapshot whose manifest cannot be read only its id says what it was. It stays as long
+// as a sandbox needs it or might, and can be removed by hand when none is known to.
+func TestDamagedSnapshotsThatNobodyNeeds(t *testing.T) {
+	const fork, pause, template = "fk00000000000000000000", "pa00000000000000000000", "sn00000000000000000000"
+	m, dir := newMachine(), t.TempDir()
+	s := m.open(t, dir)
+	if _, err := s.Create(t.Context(), request(idA)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Pause(t.Context(), idA); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the pause is cleared", func() bool { return s.idle(idA) })
+	own := s.entries[idA].snapshot
+	reopen := func(damage ...string) (list []string) {
+		s.crash()
+		for _, id := range damage {
+			path := filepath.Join(dir, "snapshots", id, "manifest.json")
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("{"), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s = m.open(t, dir)
+		for _, snap := range s.cfg.Snapshots.List() {
+			list = append(list, snap.ID)
+		}
+		return list
+	}
+	if got := reopen(own, fork, pause, template); !slices.Equal(got, slices.Sorted(slices.Values([]string{own, template}))) {
+		t.Errorf("kept: %v", got)
+	}
+	if list := s.Snapshots().List(); len(list) != 1 || list[0].ID != template || list[0].Damaged == "" {
+		t.Errorf("listed: %+v", list)
+	}
+	if err := s.Snapshots().Delete(t.Context(), own); !fault.Is(err, fault.NotFound) {
+		t.Errorf("what a sandbox is to be resumed from: %v", err)
+	}
+	// A sandbox of which nothing is known may be the one.
+	if err := os.WriteFile(s.records.path(idB), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got := reopen(pause); !slices.Contains(got, pause) {
+			t.Errorf("kept: %v", got)
+		}
+	}
+	for _, id := range []string{pause, template} {
+		if err := s.Snapshots().Delete(t.Context(), id); err != nil {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+	if list := s.cfg.Snapshots.List(); len(list) != 1 {
+		t.Errorf("left: %+v", list)
 	}
 }

@@ -19,8 +19,18 @@ type Snapshots struct{ s *Service }
 // Snapshots returns the snapshots of this host.
 func (s *Service) Snapshots() Snapshots { return Snapshots{s} }
 
-// snapshotPattern is what ids of snapshots look like that others may be made from.
-var snapshotPattern = regexp.MustCompile(`^sn[a-z0-9]{20}$`)
+// What begins the ids of the snapshots that the host makes for itself.
+const (
+	pausePrefix = "pa"
+	forkPrefix  = "fk"
+)
+
+// What ids of snapshots look like. Others may be made from those of the first form.
+var (
+	snapshotPattern = regexp.MustCompile(`^sn[a-z0-9]{20}$`)
+	pausePattern    = regexp.MustCompile(`^` + pausePrefix + `[a-z0-9]{20}$`)
+	forkPattern     = regexp.MustCompile(`^` + forkPrefix + `[a-z0-9]{20}$`)
+)
 
 // imaging is a snapshot, under way, of a sandbox that goes on.
 type imaging struct {
@@ -86,28 +96,44 @@ func (x Snapshots) Create(ctx context.Context, sandboxID, id string) (snapshot.S
 	return snap, nil
 }
 
-// List returns the snapshots that sandboxes can be made from, and damaged ones.
+// List returns the snapshots that sandboxes can be made from, and damaged ones that no
+// sandbox needs.
 func (x Snapshots) List() []snapshot.Snapshot {
 	var list []snapshot.Snapshot
 	for _, snap := range x.s.cfg.Snapshots.List() {
-		if ours(snap) {
+		if x.ours(snap) {
 			list = append(list, snap)
 		}
 	}
 	return list
 }
 
-// ours says whether a snapshot is one that others can be made from. Of a damaged one only
-// the id can tell.
-func ours(snap snapshot.Snapshot) bool {
-	return snap.Kind == snapshot.Template || snap.Damaged != "" && snapshotPattern.MatchString(snap.ID)
+// ours says whether a snapshot is one that others can be made from, or were to be, or one
+// that is left of a sandbox and of no use. Of a damaged one only the id may be known.
+func (x Snapshots) ours(snap snapshot.Snapshot) bool {
+	if snap.Kind == snapshot.Template {
+		return true
+	}
+	return snap.Damaged != "" && !x.needed(snap.ID)
+}
+
+// needed says whether a sandbox can be resumed from a snapshot, or could if that were whole.
+func (x Snapshots) needed(id string) bool {
+	x.s.mu.Lock()
+	defer x.s.mu.Unlock()
+	for _, e := range x.s.entries {
+		if e.snapshot == id || e.draft == id || e.fork == id {
+			return true
+		}
+	}
+	return false
 }
 
 // Delete removes a snapshot. Sandboxes made from it do not need it any more. An unknown id
 // is fault.NotFound.
 func (x Snapshots) Delete(ctx context.Context, id string) error {
 	snap, err := x.s.cfg.Snapshots.Get(id)
-	if err == nil && !ours(snap) {
+	if err == nil && !x.ours(snap) {
 		err = noSnapshot(id)
 	}
 	if err != nil {
@@ -129,7 +155,7 @@ func noSnapshot(id string) error {
 func (x Snapshots) get(id string) (snapshot.Snapshot, error) {
 	snap, err := x.s.cfg.Snapshots.Get(id)
 	switch {
-	case fault.Is(err, fault.NotFound), err == nil && !ours(snap):
+	case fault.Is(err, fault.NotFound), err == nil && !x.ours(snap):
 		return snapshot.Snapshot{}, noSnapshot(id)
 	case err != nil:
 		return snapshot.Snapshot{}, err

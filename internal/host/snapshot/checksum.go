@@ -121,19 +121,22 @@ func (s *Store) Verify(ctx context.Context, id string) error {
 		info, err := file.Stat()
 		if err != nil || info.Size() != want.Size || !info.Mode().IsRegular() {
 			_ = g.Wait()
-			return differs(id, want, info, err)
+			return s.differs(id, want, info, err)
 		}
 		s.sums.file(gctx, g, file, want.Size, func(piece int64, sum uint32) error {
 			if sum == want.CRC32C[piece] {
 				return nil
 			}
 			const mib = 1 << 20
-			return damaged(id, "%s differs from what was written in its %d MiB from MiB %d on", want.Name, pieceSize/mib, piece*pieceSize/mib)
+			return s.found(id, "%s differs from what was written in its %d MiB from MiB %d on", want.Name, pieceSize/mib, piece*pieceSize/mib)
 		})
 	}
 	err = g.Wait()
 	switch {
-	case err == nil || fault.Is(err, fault.Canceled) || errors.Is(err, ErrDamaged) || ctx.Err() != nil:
+	case err == nil:
+		s.note(id, "")
+		return nil
+	case fault.Is(err, fault.Canceled) || errors.Is(err, ErrDamaged) || ctx.Err() != nil:
 		return err
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return damaged(id, "a file of it was cut short while it was read")
@@ -141,14 +144,29 @@ func (s *Store) Verify(ctx context.Context, id string) error {
 	return fault.Wrap(errors.Join(ErrDamaged, err), fault.Internal, "snapshot %s cannot be read from the host's disk; look at the disk's health", id)
 }
 
-func differs(id string, want File, info os.FileInfo, err error) error {
+// found is damaged for what is surely in the files, and noted.
+func (s *Store) found(id, format string, args ...any) error {
+	s.note(id, fmt.Sprintf(format, args...))
+	return damaged(id, format, args...)
+}
+
+// note keeps what a Verify found.
+func (s *Store) note(id, differs string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k := s.kept[id]; k != nil {
+		k.snapshot.Differs = differs
+	}
+}
+
+func (s *Store) differs(id string, want File, info os.FileInfo, err error) error {
 	switch {
 	case err != nil:
 		return fault.Wrap(errors.Join(ErrDamaged, err), fault.Internal, "snapshot %s cannot be read from the host's disk; look at the disk's health", id)
 	case !info.Mode().IsRegular():
-		return damaged(id, "%s is no regular file", want.Name)
+		return s.found(id, "%s is no regular file", want.Name)
 	}
-	return damaged(id, "%s has %d bytes and not %d", want.Name, info.Size(), want.Size)
+	return s.found(id, "%s has %d bytes and not %d", want.Name, info.Size(), want.Size)
 }
 
 // checkNames compares what lies in dir with what should.

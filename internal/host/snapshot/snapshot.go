@@ -46,6 +46,9 @@ type Snapshot struct {
 	// Damaged says why the snapshot cannot be used; empty when nothing speaks against it.
 	// Of a damaged one only the id and the size are known.
 	Damaged string
+	// Differs says what the latest Verify found that was not as it was written; empty when it
+	// found nothing, or there was none. The next one may find it mended.
+	Differs string
 }
 
 // Store is a directory of snapshots. It belongs to one process. Its methods are safe for

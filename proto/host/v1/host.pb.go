@@ -1213,16 +1213,18 @@ type Snapshot struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The sandbox that was written down, and the template that it was made from.
-	SandboxId   string            `protobuf:"bytes,2,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Template    string            `protobuf:"bytes,3,opt,name=template,proto3" json:"template,omitempty"`
-	Resources   *Resources        `protobuf:"bytes,4,opt,name=resources,proto3" json:"resources,omitempty"`
-	DefaultUser string            `protobuf:"bytes,5,opt,name=default_user,json=defaultUser,proto3" json:"default_user,omitempty"`
-	Env         map[string]string `protobuf:"bytes,6,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	SandboxId   string     `protobuf:"bytes,2,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	Template    string     `protobuf:"bytes,3,opt,name=template,proto3" json:"template,omitempty"`
+	Resources   *Resources `protobuf:"bytes,4,opt,name=resources,proto3" json:"resources,omitempty"`
+	DefaultUser string     `protobuf:"bytes,5,opt,name=default_user,json=defaultUser,proto3" json:"default_user,omitempty"`
 	// On the disk.
 	SizeBytes uint64                 `protobuf:"varint,7,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// How long the sandbox stood still for it, in microseconds.
-	StoppedUs     uint64 `protobuf:"varint,9,opt,name=stopped_us,json=stoppedUs,proto3" json:"stopped_us,omitempty"`
+	StoppedUs uint64 `protobuf:"varint,9,opt,name=stopped_us,json=stoppedUs,proto3" json:"stopped_us,omitempty"`
+	// Whether the host knows that it is not what was written. It can only be deleted then, and
+	// all but its id and size may be unknown. It need not have been made by CreateSnapshot.
+	Damaged       bool `protobuf:"varint,10,opt,name=damaged,proto3" json:"damaged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1292,13 +1294,6 @@ func (x *Snapshot) GetDefaultUser() string {
 	return ""
 }
 
-func (x *Snapshot) GetEnv() map[string]string {
-	if x != nil {
-		return x.Env
-	}
-	return nil
-}
-
 func (x *Snapshot) GetSizeBytes() uint64 {
 	if x != nil {
 		return x.SizeBytes
@@ -1318,6 +1313,13 @@ func (x *Snapshot) GetStoppedUs() uint64 {
 		return x.StoppedUs
 	}
 	return 0
+}
+
+func (x *Snapshot) GetDamaged() bool {
+	if x != nil {
+		return x.Damaged
+	}
+	return false
 }
 
 type CreateSnapshotRequest struct {
@@ -3713,7 +3715,7 @@ type SetWarmRequest_Warm struct {
 
 func (x *SetWarmRequest_Warm) Reset() {
 	*x = SetWarmRequest_Warm{}
-	mi := &file_host_v1_host_proto_msgTypes[62]
+	mi := &file_host_v1_host_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3725,7 +3727,7 @@ func (x *SetWarmRequest_Warm) String() string {
 func (*SetWarmRequest_Warm) ProtoMessage() {}
 
 func (x *SetWarmRequest_Warm) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[62]
+	mi := &file_host_v1_host_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3763,7 +3765,7 @@ type WatchSandboxesResponse_Synced struct {
 
 func (x *WatchSandboxesResponse_Synced) Reset() {
 	*x = WatchSandboxesResponse_Synced{}
-	mi := &file_host_v1_host_proto_msgTypes[63]
+	mi := &file_host_v1_host_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3775,7 +3777,7 @@ func (x *WatchSandboxesResponse_Synced) String() string {
 func (*WatchSandboxesResponse_Synced) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse_Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[63]
+	mi := &file_host_v1_host_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3802,7 +3804,7 @@ type ProcessEvent_Start struct {
 
 func (x *ProcessEvent_Start) Reset() {
 	*x = ProcessEvent_Start{}
-	mi := &file_host_v1_host_proto_msgTypes[65]
+	mi := &file_host_v1_host_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3814,7 +3816,7 @@ func (x *ProcessEvent_Start) String() string {
 func (*ProcessEvent_Start) ProtoMessage() {}
 
 func (x *ProcessEvent_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[65]
+	mi := &file_host_v1_host_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3858,7 +3860,7 @@ type ProcessEvent_End struct {
 
 func (x *ProcessEvent_End) Reset() {
 	*x = ProcessEvent_End{}
-	mi := &file_host_v1_host_proto_msgTypes[66]
+	mi := &file_host_v1_host_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3870,7 +3872,7 @@ func (x *ProcessEvent_End) String() string {
 func (*ProcessEvent_End) ProtoMessage() {}
 
 func (x *ProcessEvent_End) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[66]
+	mi := &file_host_v1_host_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3985,24 +3987,22 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\acpu_pct\x18\x02 \x01(\x01R\x06cpuPct\x12!\n" +
 	"\fmemory_bytes\x18\x03 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
-	"disk_bytes\x18\x04 \x01(\x04R\tdiskBytes\"\x95\x03\n" +
+	"disk_bytes\x18\x04 \x01(\x04R\tdiskBytes\"\xc9\x02\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x02 \x01(\tR\tsandboxId\x12\x1a\n" +
 	"\btemplate\x18\x03 \x01(\tR\btemplate\x126\n" +
 	"\tresources\x18\x04 \x01(\v2\x18.wrenn.host.v1.ResourcesR\tresources\x12!\n" +
-	"\fdefault_user\x18\x05 \x01(\tR\vdefaultUser\x122\n" +
-	"\x03env\x18\x06 \x03(\v2 .wrenn.host.v1.Snapshot.EnvEntryR\x03env\x12\x1d\n" +
+	"\fdefault_user\x18\x05 \x01(\tR\vdefaultUser\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\a \x01(\x04R\tsizeBytes\x129\n" +
 	"\n" +
 	"created_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1d\n" +
 	"\n" +
-	"stopped_us\x18\t \x01(\x04R\tstoppedUs\x1a6\n" +
-	"\bEnvEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"W\n" +
+	"stopped_us\x18\t \x01(\x04R\tstoppedUs\x12\x18\n" +
+	"\adamaged\x18\n" +
+	" \x01(\bR\adamagedJ\x04\b\x06\x10\a\"W\n" +
 	"\x15CreateSnapshotRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1f\n" +
@@ -4238,7 +4238,7 @@ func file_host_v1_host_proto_rawDescGZIP() []byte {
 }
 
 var file_host_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_host_v1_host_proto_goTypes = []any{
 	(SandboxStatus)(0),                    // 0: wrenn.host.v1.SandboxStatus
 	(Signal)(0),                           // 1: wrenn.host.v1.Signal
@@ -4304,21 +4304,20 @@ var file_host_v1_host_proto_goTypes = []any{
 	(*RemoveFileResponse)(nil),            // 61: wrenn.host.v1.RemoveFileResponse
 	nil,                                   // 62: wrenn.host.v1.CreateSandboxRequest.EnvEntry
 	(*GetMetricsResponse_Point)(nil),      // 63: wrenn.host.v1.GetMetricsResponse.Point
-	nil,                                   // 64: wrenn.host.v1.Snapshot.EnvEntry
-	(*SetWarmRequest_Warm)(nil),           // 65: wrenn.host.v1.SetWarmRequest.Warm
-	(*WatchSandboxesResponse_Synced)(nil), // 66: wrenn.host.v1.WatchSandboxesResponse.Synced
-	nil,                                   // 67: wrenn.host.v1.StartProcessRequest.EnvsEntry
-	(*ProcessEvent_Start)(nil),            // 68: wrenn.host.v1.ProcessEvent.Start
-	(*ProcessEvent_End)(nil),              // 69: wrenn.host.v1.ProcessEvent.End
-	(*timestamppb.Timestamp)(nil),         // 70: google.protobuf.Timestamp
+	(*SetWarmRequest_Warm)(nil),           // 64: wrenn.host.v1.SetWarmRequest.Warm
+	(*WatchSandboxesResponse_Synced)(nil), // 65: wrenn.host.v1.WatchSandboxesResponse.Synced
+	nil,                                   // 66: wrenn.host.v1.StartProcessRequest.EnvsEntry
+	(*ProcessEvent_Start)(nil),            // 67: wrenn.host.v1.ProcessEvent.Start
+	(*ProcessEvent_End)(nil),              // 68: wrenn.host.v1.ProcessEvent.End
+	(*timestamppb.Timestamp)(nil),         // 69: google.protobuf.Timestamp
 }
 var file_host_v1_host_proto_depIdxs = []int32{
 	0,  // 0: wrenn.host.v1.Sandbox.status:type_name -> wrenn.host.v1.SandboxStatus
 	3,  // 1: wrenn.host.v1.Sandbox.resources:type_name -> wrenn.host.v1.Resources
-	70, // 2: wrenn.host.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	70, // 3: wrenn.host.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
-	70, // 4: wrenn.host.v1.Sandbox.last_active_at:type_name -> google.protobuf.Timestamp
-	70, // 5: wrenn.host.v1.Sandbox.paused_at:type_name -> google.protobuf.Timestamp
+	69, // 2: wrenn.host.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	69, // 3: wrenn.host.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
+	69, // 4: wrenn.host.v1.Sandbox.last_active_at:type_name -> google.protobuf.Timestamp
+	69, // 5: wrenn.host.v1.Sandbox.paused_at:type_name -> google.protobuf.Timestamp
 	3,  // 6: wrenn.host.v1.GetHostResponse.max_resources:type_name -> wrenn.host.v1.Resources
 	3,  // 7: wrenn.host.v1.CreateSandboxRequest.resources:type_name -> wrenn.host.v1.Resources
 	62, // 8: wrenn.host.v1.CreateSandboxRequest.env:type_name -> wrenn.host.v1.CreateSandboxRequest.EnvEntry
@@ -4329,90 +4328,89 @@ var file_host_v1_host_proto_depIdxs = []int32{
 	4,  // 13: wrenn.host.v1.ForkSandboxResponse.copies:type_name -> wrenn.host.v1.Sandbox
 	63, // 14: wrenn.host.v1.GetMetricsResponse.points:type_name -> wrenn.host.v1.GetMetricsResponse.Point
 	3,  // 15: wrenn.host.v1.Snapshot.resources:type_name -> wrenn.host.v1.Resources
-	64, // 16: wrenn.host.v1.Snapshot.env:type_name -> wrenn.host.v1.Snapshot.EnvEntry
-	70, // 17: wrenn.host.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
-	21, // 18: wrenn.host.v1.CreateSnapshotResponse.snapshot:type_name -> wrenn.host.v1.Snapshot
-	21, // 19: wrenn.host.v1.ListSnapshotsResponse.snapshots:type_name -> wrenn.host.v1.Snapshot
-	65, // 20: wrenn.host.v1.SetWarmRequest.warm:type_name -> wrenn.host.v1.SetWarmRequest.Warm
-	4,  // 21: wrenn.host.v1.WatchSandboxesResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
-	66, // 22: wrenn.host.v1.WatchSandboxesResponse.synced:type_name -> wrenn.host.v1.WatchSandboxesResponse.Synced
-	67, // 23: wrenn.host.v1.StartProcessRequest.envs:type_name -> wrenn.host.v1.StartProcessRequest.EnvsEntry
-	33, // 24: wrenn.host.v1.StartProcessRequest.terminal:type_name -> wrenn.host.v1.TerminalSize
-	36, // 25: wrenn.host.v1.ConnectProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	68, // 26: wrenn.host.v1.ProcessEvent.start:type_name -> wrenn.host.v1.ProcessEvent.Start
-	69, // 27: wrenn.host.v1.ProcessEvent.end:type_name -> wrenn.host.v1.ProcessEvent.End
-	37, // 28: wrenn.host.v1.ListProcessesResponse.processes:type_name -> wrenn.host.v1.Process
-	40, // 29: wrenn.host.v1.ListPortsResponse.ports:type_name -> wrenn.host.v1.Port
-	36, // 30: wrenn.host.v1.SendInputRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	36, // 31: wrenn.host.v1.ResizeTerminalRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	33, // 32: wrenn.host.v1.ResizeTerminalRequest.size:type_name -> wrenn.host.v1.TerminalSize
-	36, // 33: wrenn.host.v1.CloseStdinRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	36, // 34: wrenn.host.v1.SignalProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	1,  // 35: wrenn.host.v1.SignalProcessRequest.signal:type_name -> wrenn.host.v1.Signal
-	2,  // 36: wrenn.host.v1.FileEntry.type:type_name -> wrenn.host.v1.FileType
-	70, // 37: wrenn.host.v1.FileEntry.modified_at:type_name -> google.protobuf.Timestamp
-	51, // 38: wrenn.host.v1.StatFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	51, // 39: wrenn.host.v1.ListDirectoryResponse.entries:type_name -> wrenn.host.v1.FileEntry
-	51, // 40: wrenn.host.v1.MakeDirectoryResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	51, // 41: wrenn.host.v1.MoveFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	70, // 42: wrenn.host.v1.GetMetricsResponse.Point.time:type_name -> google.protobuf.Timestamp
-	5,  // 43: wrenn.host.v1.HostService.GetHost:input_type -> wrenn.host.v1.GetHostRequest
-	7,  // 44: wrenn.host.v1.HostService.CreateSandbox:input_type -> wrenn.host.v1.CreateSandboxRequest
-	9,  // 45: wrenn.host.v1.HostService.GetSandbox:input_type -> wrenn.host.v1.GetSandboxRequest
-	11, // 46: wrenn.host.v1.HostService.DestroySandbox:input_type -> wrenn.host.v1.DestroySandboxRequest
-	13, // 47: wrenn.host.v1.HostService.PauseSandbox:input_type -> wrenn.host.v1.PauseSandboxRequest
-	15, // 48: wrenn.host.v1.HostService.ResumeSandbox:input_type -> wrenn.host.v1.ResumeSandboxRequest
-	17, // 49: wrenn.host.v1.HostService.ForkSandbox:input_type -> wrenn.host.v1.ForkSandboxRequest
-	19, // 50: wrenn.host.v1.HostService.GetMetrics:input_type -> wrenn.host.v1.GetMetricsRequest
-	22, // 51: wrenn.host.v1.HostService.CreateSnapshot:input_type -> wrenn.host.v1.CreateSnapshotRequest
-	24, // 52: wrenn.host.v1.HostService.ListSnapshots:input_type -> wrenn.host.v1.ListSnapshotsRequest
-	26, // 53: wrenn.host.v1.HostService.DeleteSnapshot:input_type -> wrenn.host.v1.DeleteSnapshotRequest
-	28, // 54: wrenn.host.v1.HostService.SetWarm:input_type -> wrenn.host.v1.SetWarmRequest
-	30, // 55: wrenn.host.v1.HostService.WatchSandboxes:input_type -> wrenn.host.v1.WatchSandboxesRequest
-	32, // 56: wrenn.host.v1.HostService.StartProcess:input_type -> wrenn.host.v1.StartProcessRequest
-	34, // 57: wrenn.host.v1.HostService.ConnectProcess:input_type -> wrenn.host.v1.ConnectProcessRequest
-	38, // 58: wrenn.host.v1.HostService.ListProcesses:input_type -> wrenn.host.v1.ListProcessesRequest
-	41, // 59: wrenn.host.v1.HostService.ListPorts:input_type -> wrenn.host.v1.ListPortsRequest
-	43, // 60: wrenn.host.v1.HostService.SendInput:input_type -> wrenn.host.v1.SendInputRequest
-	47, // 61: wrenn.host.v1.HostService.CloseStdin:input_type -> wrenn.host.v1.CloseStdinRequest
-	49, // 62: wrenn.host.v1.HostService.SignalProcess:input_type -> wrenn.host.v1.SignalProcessRequest
-	45, // 63: wrenn.host.v1.HostService.ResizeTerminal:input_type -> wrenn.host.v1.ResizeTerminalRequest
-	52, // 64: wrenn.host.v1.HostService.StatFile:input_type -> wrenn.host.v1.StatFileRequest
-	54, // 65: wrenn.host.v1.HostService.ListDirectory:input_type -> wrenn.host.v1.ListDirectoryRequest
-	56, // 66: wrenn.host.v1.HostService.MakeDirectory:input_type -> wrenn.host.v1.MakeDirectoryRequest
-	58, // 67: wrenn.host.v1.HostService.MoveFile:input_type -> wrenn.host.v1.MoveFileRequest
-	60, // 68: wrenn.host.v1.HostService.RemoveFile:input_type -> wrenn.host.v1.RemoveFileRequest
-	6,  // 69: wrenn.host.v1.HostService.GetHost:output_type -> wrenn.host.v1.GetHostResponse
-	8,  // 70: wrenn.host.v1.HostService.CreateSandbox:output_type -> wrenn.host.v1.CreateSandboxResponse
-	10, // 71: wrenn.host.v1.HostService.GetSandbox:output_type -> wrenn.host.v1.GetSandboxResponse
-	12, // 72: wrenn.host.v1.HostService.DestroySandbox:output_type -> wrenn.host.v1.DestroySandboxResponse
-	14, // 73: wrenn.host.v1.HostService.PauseSandbox:output_type -> wrenn.host.v1.PauseSandboxResponse
-	16, // 74: wrenn.host.v1.HostService.ResumeSandbox:output_type -> wrenn.host.v1.ResumeSandboxResponse
-	18, // 75: wrenn.host.v1.HostService.ForkSandbox:output_type -> wrenn.host.v1.ForkSandboxResponse
-	20, // 76: wrenn.host.v1.HostService.GetMetrics:output_type -> wrenn.host.v1.GetMetricsResponse
-	23, // 77: wrenn.host.v1.HostService.CreateSnapshot:output_type -> wrenn.host.v1.CreateSnapshotResponse
-	25, // 78: wrenn.host.v1.HostService.ListSnapshots:output_type -> wrenn.host.v1.ListSnapshotsResponse
-	27, // 79: wrenn.host.v1.HostService.DeleteSnapshot:output_type -> wrenn.host.v1.DeleteSnapshotResponse
-	29, // 80: wrenn.host.v1.HostService.SetWarm:output_type -> wrenn.host.v1.SetWarmResponse
-	31, // 81: wrenn.host.v1.HostService.WatchSandboxes:output_type -> wrenn.host.v1.WatchSandboxesResponse
-	35, // 82: wrenn.host.v1.HostService.StartProcess:output_type -> wrenn.host.v1.ProcessEvent
-	35, // 83: wrenn.host.v1.HostService.ConnectProcess:output_type -> wrenn.host.v1.ProcessEvent
-	39, // 84: wrenn.host.v1.HostService.ListProcesses:output_type -> wrenn.host.v1.ListProcessesResponse
-	42, // 85: wrenn.host.v1.HostService.ListPorts:output_type -> wrenn.host.v1.ListPortsResponse
-	44, // 86: wrenn.host.v1.HostService.SendInput:output_type -> wrenn.host.v1.SendInputResponse
-	48, // 87: wrenn.host.v1.HostService.CloseStdin:output_type -> wrenn.host.v1.CloseStdinResponse
-	50, // 88: wrenn.host.v1.HostService.SignalProcess:output_type -> wrenn.host.v1.SignalProcessResponse
-	46, // 89: wrenn.host.v1.HostService.ResizeTerminal:output_type -> wrenn.host.v1.ResizeTerminalResponse
-	53, // 90: wrenn.host.v1.HostService.StatFile:output_type -> wrenn.host.v1.StatFileResponse
-	55, // 91: wrenn.host.v1.HostService.ListDirectory:output_type -> wrenn.host.v1.ListDirectoryResponse
-	57, // 92: wrenn.host.v1.HostService.MakeDirectory:output_type -> wrenn.host.v1.MakeDirectoryResponse
-	59, // 93: wrenn.host.v1.HostService.MoveFile:output_type -> wrenn.host.v1.MoveFileResponse
-	61, // 94: wrenn.host.v1.HostService.RemoveFile:output_type -> wrenn.host.v1.RemoveFileResponse
-	69, // [69:95] is the sub-list for method output_type
-	43, // [43:69] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	69, // 16: wrenn.host.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	21, // 17: wrenn.host.v1.CreateSnapshotResponse.snapshot:type_name -> wrenn.host.v1.Snapshot
+	21, // 18: wrenn.host.v1.ListSnapshotsResponse.snapshots:type_name -> wrenn.host.v1.Snapshot
+	64, // 19: wrenn.host.v1.SetWarmRequest.warm:type_name -> wrenn.host.v1.SetWarmRequest.Warm
+	4,  // 20: wrenn.host.v1.WatchSandboxesResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
+	65, // 21: wrenn.host.v1.WatchSandboxesResponse.synced:type_name -> wrenn.host.v1.WatchSandboxesResponse.Synced
+	66, // 22: wrenn.host.v1.StartProcessRequest.envs:type_name -> wrenn.host.v1.StartProcessRequest.EnvsEntry
+	33, // 23: wrenn.host.v1.StartProcessRequest.terminal:type_name -> wrenn.host.v1.TerminalSize
+	36, // 24: wrenn.host.v1.ConnectProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	67, // 25: wrenn.host.v1.ProcessEvent.start:type_name -> wrenn.host.v1.ProcessEvent.Start
+	68, // 26: wrenn.host.v1.ProcessEvent.end:type_name -> wrenn.host.v1.ProcessEvent.End
+	37, // 27: wrenn.host.v1.ListProcessesResponse.processes:type_name -> wrenn.host.v1.Process
+	40, // 28: wrenn.host.v1.ListPortsResponse.ports:type_name -> wrenn.host.v1.Port
+	36, // 29: wrenn.host.v1.SendInputRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	36, // 30: wrenn.host.v1.ResizeTerminalRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	33, // 31: wrenn.host.v1.ResizeTerminalRequest.size:type_name -> wrenn.host.v1.TerminalSize
+	36, // 32: wrenn.host.v1.CloseStdinRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	36, // 33: wrenn.host.v1.SignalProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	1,  // 34: wrenn.host.v1.SignalProcessRequest.signal:type_name -> wrenn.host.v1.Signal
+	2,  // 35: wrenn.host.v1.FileEntry.type:type_name -> wrenn.host.v1.FileType
+	69, // 36: wrenn.host.v1.FileEntry.modified_at:type_name -> google.protobuf.Timestamp
+	51, // 37: wrenn.host.v1.StatFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	51, // 38: wrenn.host.v1.ListDirectoryResponse.entries:type_name -> wrenn.host.v1.FileEntry
+	51, // 39: wrenn.host.v1.MakeDirectoryResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	51, // 40: wrenn.host.v1.MoveFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	69, // 41: wrenn.host.v1.GetMetricsResponse.Point.time:type_name -> google.protobuf.Timestamp
+	5,  // 42: wrenn.host.v1.HostService.GetHost:input_type -> wrenn.host.v1.GetHostRequest
+	7,  // 43: wrenn.host.v1.HostService.CreateSandbox:input_type -> wrenn.host.v1.CreateSandboxRequest
+	9,  // 44: wrenn.host.v1.HostService.GetSandbox:input_type -> wrenn.host.v1.GetSandboxRequest
+	11, // 45: wrenn.host.v1.HostService.DestroySandbox:input_type -> wrenn.host.v1.DestroySandboxRequest
+	13, // 46: wrenn.host.v1.HostService.PauseSandbox:input_type -> wrenn.host.v1.PauseSandboxRequest
+	15, // 47: wrenn.host.v1.HostService.ResumeSandbox:input_type -> wrenn.host.v1.ResumeSandboxRequest
+	17, // 48: wrenn.host.v1.HostService.ForkSandbox:input_type -> wrenn.host.v1.ForkSandboxRequest
+	19, // 49: wrenn.host.v1.HostService.GetMetrics:input_type -> wrenn.host.v1.GetMetricsRequest
+	22, // 50: wrenn.host.v1.HostService.CreateSnapshot:input_type -> wrenn.host.v1.CreateSnapshotRequest
+	24, // 51: wrenn.host.v1.HostService.ListSnapshots:input_type -> wrenn.host.v1.ListSnapshotsRequest
+	26, // 52: wrenn.host.v1.HostService.DeleteSnapshot:input_type -> wrenn.host.v1.DeleteSnapshotRequest
+	28, // 53: wrenn.host.v1.HostService.SetWarm:input_type -> wrenn.host.v1.SetWarmRequest
+	30, // 54: wrenn.host.v1.HostService.WatchSandboxes:input_type -> wrenn.host.v1.WatchSandboxesRequest
+	32, // 55: wrenn.host.v1.HostService.StartProcess:input_type -> wrenn.host.v1.StartProcessRequest
+	34, // 56: wrenn.host.v1.HostService.ConnectProcess:input_type -> wrenn.host.v1.ConnectProcessRequest
+	38, // 57: wrenn.host.v1.HostService.ListProcesses:input_type -> wrenn.host.v1.ListProcessesRequest
+	41, // 58: wrenn.host.v1.HostService.ListPorts:input_type -> wrenn.host.v1.ListPortsRequest
+	43, // 59: wrenn.host.v1.HostService.SendInput:input_type -> wrenn.host.v1.SendInputRequest
+	47, // 60: wrenn.host.v1.HostService.CloseStdin:input_type -> wrenn.host.v1.CloseStdinRequest
+	49, // 61: wrenn.host.v1.HostService.SignalProcess:input_type -> wrenn.host.v1.SignalProcessRequest
+	45, // 62: wrenn.host.v1.HostService.ResizeTerminal:input_type -> wrenn.host.v1.ResizeTerminalRequest
+	52, // 63: wrenn.host.v1.HostService.StatFile:input_type -> wrenn.host.v1.StatFileRequest
+	54, // 64: wrenn.host.v1.HostService.ListDirectory:input_type -> wrenn.host.v1.ListDirectoryRequest
+	56, // 65: wrenn.host.v1.HostService.MakeDirectory:input_type -> wrenn.host.v1.MakeDirectoryRequest
+	58, // 66: wrenn.host.v1.HostService.MoveFile:input_type -> wrenn.host.v1.MoveFileRequest
+	60, // 67: wrenn.host.v1.HostService.RemoveFile:input_type -> wrenn.host.v1.RemoveFileRequest
+	6,  // 68: wrenn.host.v1.HostService.GetHost:output_type -> wrenn.host.v1.GetHostResponse
+	8,  // 69: wrenn.host.v1.HostService.CreateSandbox:output_type -> wrenn.host.v1.CreateSandboxResponse
+	10, // 70: wrenn.host.v1.HostService.GetSandbox:output_type -> wrenn.host.v1.GetSandboxResponse
+	12, // 71: wrenn.host.v1.HostService.DestroySandbox:output_type -> wrenn.host.v1.DestroySandboxResponse
+	14, // 72: wrenn.host.v1.HostService.PauseSandbox:output_type -> wrenn.host.v1.PauseSandboxResponse
+	16, // 73: wrenn.host.v1.HostService.ResumeSandbox:output_type -> wrenn.host.v1.ResumeSandboxResponse
+	18, // 74: wrenn.host.v1.HostService.ForkSandbox:output_type -> wrenn.host.v1.ForkSandboxResponse
+	20, // 75: wrenn.host.v1.HostService.GetMetrics:output_type -> wrenn.host.v1.GetMetricsResponse
+	23, // 76: wrenn.host.v1.HostService.CreateSnapshot:output_type -> wrenn.host.v1.CreateSnapshotResponse
+	25, // 77: wrenn.host.v1.HostService.ListSnapshots:output_type -> wrenn.host.v1.ListSnapshotsResponse
+	27, // 78: wrenn.host.v1.HostService.DeleteSnapshot:output_type -> wrenn.host.v1.DeleteSnapshotResponse
+	29, // 79: wrenn.host.v1.HostService.SetWarm:output_type -> wrenn.host.v1.SetWarmResponse
+	31, // 80: wrenn.host.v1.HostService.WatchSandboxes:output_type -> wrenn.host.v1.WatchSandboxesResponse
+	35, // 81: wrenn.host.v1.HostService.StartProcess:output_type -> wrenn.host.v1.ProcessEvent
+	35, // 82: wrenn.host.v1.HostService.ConnectProcess:output_type -> wrenn.host.v1.ProcessEvent
+	39, // 83: wrenn.host.v1.HostService.ListProcesses:output_type -> wrenn.host.v1.ListProcessesResponse
+	42, // 84: wrenn.host.v1.HostService.ListPorts:output_type -> wrenn.host.v1.ListPortsResponse
+	44, // 85: wrenn.host.v1.HostService.SendInput:output_type -> wrenn.host.v1.SendInputResponse
+	48, // 86: wrenn.host.v1.HostService.CloseStdin:output_type -> wrenn.host.v1.CloseStdinResponse
+	50, // 87: wrenn.host.v1.HostService.SignalProcess:output_type -> wrenn.host.v1.SignalProcessResponse
+	46, // 88: wrenn.host.v1.HostService.ResizeTerminal:output_type -> wrenn.host.v1.ResizeTerminalResponse
+	53, // 89: wrenn.host.v1.HostService.StatFile:output_type -> wrenn.host.v1.StatFileResponse
+	55, // 90: wrenn.host.v1.HostService.ListDirectory:output_type -> wrenn.host.v1.ListDirectoryResponse
+	57, // 91: wrenn.host.v1.HostService.MakeDirectory:output_type -> wrenn.host.v1.MakeDirectoryResponse
+	59, // 92: wrenn.host.v1.HostService.MoveFile:output_type -> wrenn.host.v1.MoveFileResponse
+	61, // 93: wrenn.host.v1.HostService.RemoveFile:output_type -> wrenn.host.v1.RemoveFileResponse
+	68, // [68:94] is the sub-list for method output_type
+	42, // [42:68] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_host_v1_host_proto_init() }
@@ -4445,7 +4443,7 @@ func file_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_v1_host_proto_rawDesc), len(file_host_v1_host_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   67,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
