@@ -78,9 +78,14 @@ test-jupyter: image ## Open a notebook of Jupyter in a sandbox in Chromium and r
 	@scripts/setup run test
 	WRENN_TEST_JUPYTER=1 go test -timeout $(TEST_TIMEOUT) -count=1 -v -run TestJupyter ./test/web
 
-# The SDK that test/sdk drives the guest daemon with.
-test/sdk/node_modules: test/sdk/package.json test/sdk/package-lock.json
-	@cd test/sdk && npm ci
+.PHONY: test-dev
+test-dev: image test/web/dev/vite/node_modules test/web/dev/next/node_modules ## Open dev servers (Vite, Next.js) in a sandbox in Chromium and change a file (minutes)
+	@scripts/setup run test
+	WRENN_TEST_DEV=1 go test -timeout $(TEST_TIMEOUT) -count=1 -v -run 'TestVite|TestNext' ./test/web
+
+# Packages of npm: the SDK that test/sdk drives the guest daemon with, and dev servers.
+%/node_modules: %/package.json %/package-lock.json
+	@cd $* && npm ci
 	@touch $@
 
 # How many operations `make model` has.
@@ -185,4 +190,4 @@ bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
 
 .PHONY: clean
 clean: ## Remove what was built or fetched (not the data of `make up`)
-	rm -rf bin .cache test/sdk/node_modules
+	rm -rf bin .cache test/sdk/node_modules test/web/dev/*/node_modules

@@ -128,9 +128,9 @@ func Split(path string) (t Target, rest string, err error) { return split(path, 
 
 // SplitWhole is Split for a path of an application that expects to get it whole. prefix is
 // what Prefix is of other paths.
-func SplitWhole(path string) (t Target, prefix, rest string, err error) {
-	t, rest, err = split(path, wholeRoot)
-	return t, strings.TrimSuffix(path, rest), rest, err
+func SplitWhole(path string) (t Target, prefix string, err error) {
+	t, rest, err := split(path, wholeRoot)
+	return t, strings.TrimSuffix(path, rest), err
 }
 
 func split(path, root string) (t Target, rest string, err error) {

@@ -45,11 +45,7 @@ func TestJupyter(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := "/v1/sandboxes/" + id
-	install := api.ExecRequest{Cmd: "sh", Args: []string{"-c", installJupyter}, User: "root", TimeoutSec: new(int64(installLimit))}
-	var result api.ExecResult
-	if err := w.server.Do(t.Context(), http.MethodPost, at+"/exec", install, &result); err != nil || result.ExitCode != 0 {
-		t.Fatalf("install: %v %s %s", err, result.Stdout, result.Stderr)
-	}
+	asRoot(t, w, id, installJupyter)
 	if err := w.server.Do(t.Context(), http.MethodPost, at+"/files/write?path=hello.ipynb", strings.NewReader(notebook), nil); err != nil {
 		t.Fatal(err)
 	}

@@ -75,16 +75,14 @@ func byPath(r *http.Request) (target, error) {
 	path, query, asked := strings.Cut(raw, "?")
 	to := target{whole: webroute.IsWhole(path)}
 	if to.whole {
-		to.Target, to.prefix, to.rest, err = webroute.SplitWhole(path)
+		to.Target, to.prefix, err = webroute.SplitWhole(path)
+		to.rest = path
 	} else {
 		to.Target, to.rest, err = webroute.Split(path)
 		to.prefix = to.Prefix()
 	}
 	if err != nil || to.rest == "" {
 		return to, err
-	}
-	if to.whole {
-		to.rest = path
 	}
 	if asked {
 		to.rest += "?" + query
