@@ -366,3 +366,35 @@ func TestMetrics(t *testing.T) {
 		return nil
 	})
 }
+
+// holdsTun holds something that gVisor cannot write down, and says when it does.
+const holdsTun = `python3 -c '
+import fcntl, os, struct, time
+tun = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tun, 0x400454ca, struct.pack("16sH", b"tun0", 0x1001))
+open("/tmp/held", "w")
+time.sleep(3600)
+' & until test -e /tmp/held; do sleep 0.1; done`
+
+// What cannot be paused when its deadline passes runs on and says why; once it can, it is.
+func TestWhatCannotBePausedSaysSo(t *testing.T) {
+	p := theProgram(t)
+	s := newSandbox(t, p, nil)
+	s.exec(t, object{"cmd": "sh", "args": []string{"-c", holdsTun + " </dev/null >/dev/null 2>&1"}, "user": "root"})
+	info := s.do(t, "/timeout", object{"deadline_sec": 1}, http.StatusOK).object(t)
+	eventually(t, settleLimit, func() error {
+		info = p.call(t, http.MethodGet, s.path(""), nil).object(t)
+		if reason, _ := info["reason"].(string); info["status"] != "running" || !strings.Contains(reason, "/dev/net/tun") || !strings.Contains(reason, "it is ended at") {
+			return fmt.Errorf("it is %v: %q", info["status"], reason)
+		}
+		return nil
+	})
+	s.exec(t, object{"cmd": "pkill", "args": []string{"python3"}, "user": "root"})
+	s.do(t, "/timeout", object{"deadline_sec": 1}, http.StatusOK)
+	eventually(t, settleLimit, func() error {
+		if info = p.call(t, http.MethodGet, s.path(""), nil).object(t); info["status"] != "paused" {
+			return fmt.Errorf("it is %v: %v", info["status"], info["reason"])
+		}
+		return nil
+	})
+}

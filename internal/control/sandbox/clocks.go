@@ -6,8 +6,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
 
 const (
@@ -18,7 +16,7 @@ const (
 	// busy is looked at again. With it the end of a command that nobody here follows is seen
 	// soon enough for the pause that follows from it to come within a second of its time.
 	busyWait = 700 * time.Millisecond
-	// failedWait is how long a pause that failed is not tried again.
+	// failedWait is how long an end that could not even begin is not tried again.
 	failedWait = 30 * time.Second
 	// probeTime bounds how long a guest may take to say what runs in it.
 	probeTime = 5 * time.Second
@@ -38,6 +36,7 @@ func (s *Service) rearmClocks() {
 // clocks pauses or ends sandboxes whose deadline or idle timeout has passed.
 type clocks struct {
 	*Service
+	now func() time.Time
 	// work is the ends and probes under way. A guest that does not answer holds up
 	// nothing but its own.
 	work sync.WaitGroup
@@ -55,11 +54,15 @@ type lateWatch struct {
 	// is first seen at rest.
 	wasBusy bool
 	mute    int // probes in a row without an answer
-	// notBefore is when a pause that failed may be tried again.
+	// notBefore is when a pause that failed may be tried again, and refused what is known of
+	// those that the host could not carry out.
 	notBefore time.Time
+	refused   refusals
 }
 
-func newClocks(s *Service) *clocks { return &clocks{Service: s, late: make(map[string]*lateWatch)} }
+func newClocks(s *Service) *clocks {
+	return &clocks{Service: s, now: now, late: make(map[string]*lateWatch)}
+}
 
 func (s *Service) runClocks(ctx context.Context) {
 	c := newClocks(s)
@@ -104,10 +107,14 @@ func (c *clocks) pass(ctx context.Context) time.Duration {
 	for _, sb := range timed {
 		sb = c.activity.overlay(sb)
 		at, deadline := sb.end()
-		if failed := c.watch(sb.ID).notBefore; failed.After(at) {
-			at = failed
+		due := time.Time{}
+		if deadline {
+			due = at
 		}
-		left := time.Until(at)
+		if later := c.notBefore(sb, due); later.After(at) {
+			at = later
+		}
+		left := at.Sub(c.now())
 		switch {
 		case left > 0:
 			wait = min(wait, left)
@@ -120,16 +127,6 @@ func (c *clocks) pass(ctx context.Context) time.Duration {
 		}
 	}
 	return max(wait, time.Millisecond)
-}
-
-// watch returns a copy of what is known of a sandbox.
-func (c *clocks) watch(id string) lateWatch {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if w := c.late[id]; w != nil {
-		return *w
-	}
-	return lateWatch{}
 }
 
 // lateLocked returns what is known of a sandbox to be changed. The caller holds c.mu.
@@ -210,24 +207,8 @@ func (c *clocks) expire(ctx context.Context, sb Sandbox, reason string) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		w.ending = false
-		w.notBefore = now().Add(again)
+		w.notBefore = c.now().Add(again)
 	})
-}
-
-// pauseLate pauses a sandbox. It returns how long to leave it alone when that failed.
-func (c *clocks) pauseLate(ctx context.Context, sb Sandbox, reason string) (again time.Duration) {
-	_, err := c.pause(ctx, sb.ID, reason)
-	switch {
-	case err == nil:
-		c.log.InfoContext(ctx, "paused a sandbox", "sandbox", sb.ID, "reason", reason)
-		return 0
-	case fault.Is(err, fault.NotFound), fault.Is(err, fault.Conflict):
-		return 0 // it was deleted
-	case fault.Is(err, fault.InvalidState):
-		return busyWait // it is paused by somebody else, or is being written down for a copy
-	}
-	c.log.ErrorContext(ctx, "could not pause a sandbox whose time has come; trying again", "sandbox", sb.ID, "wait", failedWait, "error", err)
-	return failedWait
 }
 
 // judge says whether a sandbox is at rest after a probe. When that cannot be told it says

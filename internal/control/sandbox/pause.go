@@ -46,7 +46,7 @@ func (s *Service) pause(ctx context.Context, id, reason string) (Sandbox, error)
 	h, err := s.host.Pause(ctx, id)
 	if err != nil {
 		s.settle(ctx, id, "it could not be paused: "+fault.MessageOf(err))
-		return Sandbox{}, err
+		return Sandbox{}, &refused{err}
 	}
 	sb = s.activity.overlay(sb)
 	sb = sb.as(h)

@@ -21,7 +21,8 @@ var settable = []Status{Pending, Starting, Running, Pausing, Paused, Resuming, E
 // SetTimeouts sets a sandbox's clocks anew, counting from now, whether that is sooner or
 // later than before.
 func (s *Service) SetTimeouts(ctx context.Context, id string, t Timeouts) (Sandbox, error) {
-	if _, err := s.store.Get(ctx, id); err != nil {
+	before, err := s.store.Get(ctx, id)
+	if err != nil {
 		return Sandbox{}, err
 	}
 	if t.Timeout != nil {
@@ -42,6 +43,12 @@ func (s *Service) SetTimeouts(ctx context.Context, id string, t Timeouts) (Sandb
 	}
 	if !set {
 		return Sandbox{}, fault.New(fault.InvalidState, "sandbox %q has ended, and so have its clocks", id)
+	}
+	if before.Status == Running && before.Reason != "" {
+		// It says what became of the clocks as they were.
+		if _, err := s.store.SetStatus(ctx, id, Running, "", now(), Running); err != nil {
+			return Sandbox{}, err
+		}
 	}
 	s.rearmClocks()
 	return s.Get(ctx, id)
