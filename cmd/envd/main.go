@@ -132,6 +132,11 @@ func config(logger *slog.Logger, pidsMax int) rpc.Config {
 			RunDir: runDir, HostsPath: "/etc/hosts", ResolvConfPath: "/etc/resolv.conf", SetHostname: true,
 			MachineIDPath: "/etc/machine-id", SSHDir: "/etc/ssh", SSHPidPath: "/run/sshd.pid",
 			SetClock: identity.SetClock,
+			Trust: identity.TrustStore{
+				// Debian's and Alpine's, Fedora's, openSUSE's.
+				Bundles: []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"},
+				Hashed:  "/etc/ssl/certs", Local: "/usr/local/share/ca-certificates",
+			},
 		}
 		cfg.Lifecycle.Sync = unix.Sync // all of the disks are the sandbox's
 	}

@@ -58,7 +58,9 @@ func TestGuestPackagesInASandbox(t *testing.T) {
 	}
 	dir := t.TempDir()
 	programs := compile(t, dir)
-	client := boot(t, dir)
+	address := boot(t, dir)
+	client := reach(t, address)
+	t.Run("trust", func(t *testing.T) { tellOfAuthority(t, client, address) })
 	for _, program := range programs {
 		t.Run(strings.TrimSuffix(program, ".test"), func(t *testing.T) { runProgram(t, client, program) })
 	}
@@ -82,8 +84,8 @@ func compile(t *testing.T, dir string) []string {
 	return found
 }
 
-// boot starts a sandbox that sees the programs in dir, and returns a client of its daemon.
-func boot(t *testing.T, dir string) processconnect.ProcessClient {
+// boot starts a sandbox that sees the programs in dir, and returns the address of its daemon.
+func boot(t *testing.T, dir string) string {
 	t.Helper()
 	// The path of a control socket is limited to 107 bytes; a test's directory is not.
 	runDir, err := os.MkdirTemp("/run", "wrenn-test-")
@@ -139,7 +141,7 @@ func boot(t *testing.T, dir string) processconnect.ProcessClient {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return reach(t, net.JoinHostPort(slot.Guest.Addr().String(), envdPort))
+	return net.JoinHostPort(slot.Guest.Addr().String(), envdPort)
 }
 
 func newSlot(t *testing.T) network.Slot {
@@ -191,18 +193,31 @@ func reach(t *testing.T, address string) processconnect.ProcessClient {
 // runProgram runs the tests of one package as root of the sandbox, and fails as they do.
 func runProgram(t *testing.T, client processconnect.ProcessClient, program string) {
 	began := time.Now()
+	cwd := "/tmp"
+	out, status := run(t, client, &process.ProcessConfig{
+		Cmd: filepath.Join(mountPoint, program), Cwd: &cwd,
+		Envs: map[string]string{"WRENN_TEST_WITHOUT": notInTheImage},
+		Args: []string{"-test.v", "-test.short", "-test.timeout=" + limit.String()},
+	})
+	if status != "exit status 0" {
+		t.Fatalf("%s\n%s", status, out)
+	}
+	// A program in which nothing ran ends well, too.
+	passed := len(regexp.MustCompile(`(?m)^--- PASS: `).FindAllString(out, -1))
+	if passed == 0 {
+		t.Fatalf("no test has passed:\n%s", out)
+	}
+	skipped := regexp.MustCompile(`(?m)^(?:    .*\n)?--- SKIP: .*\n(?:    .*\n)?`).FindAllString(out, -1)
+	t.Log(fmt.Sprintf("%d passed in %v, %d skipped\n", passed, time.Since(began).Round(time.Millisecond), len(skipped)) + strings.Join(skipped, ""))
+}
+
+// run runs one command, and returns all that it printed and how it ended.
+func run(t *testing.T, client processconnect.ProcessClient, config *process.ProcessConfig) (output, status string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), limit+patience)
 	defer cancel()
-	cwd := "/tmp"
 	noStdin := false
-	stream, err := client.Start(ctx, connect.NewRequest(&process.StartRequest{
-		Process: &process.ProcessConfig{
-			Cmd: filepath.Join(mountPoint, program), Cwd: &cwd,
-			Envs: map[string]string{"WRENN_TEST_WITHOUT": notInTheImage},
-			Args: []string{"-test.v", "-test.short", "-test.timeout=" + limit.String()},
-		},
-		Stdin: &noStdin,
-	}))
+	stream, err := client.Start(ctx, connect.NewRequest(&process.StartRequest{Process: config, Stdin: &noStdin}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,14 +232,8 @@ func runProgram(t *testing.T, client processconnect.ProcessClient, program strin
 			end = event.GetEnd()
 		}
 	}
-	if err := stream.Err(); err != nil || end.GetStatus() != "exit status 0" {
-		t.Fatalf("%v, %v\n%s", end, err, out.String())
+	if err := stream.Err(); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
 	}
-	// A program in which nothing ran ends well, too.
-	passed := len(regexp.MustCompile(`(?m)^--- PASS: `).FindAllString(out.String(), -1))
-	if passed == 0 {
-		t.Fatalf("no test has passed:\n%s", out.String())
-	}
-	skipped := regexp.MustCompile(`(?m)^(?:    .*\n)?--- SKIP: .*\n(?:    .*\n)?`).FindAllString(out.String(), -1)
-	t.Log(fmt.Sprintf("%d passed in %v, %d skipped\n", passed, time.Since(began).Round(time.Millisecond), len(skipped)) + strings.Join(skipped, ""))
+	return out.String(), end.GetStatus()
 }

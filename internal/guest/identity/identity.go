@@ -23,7 +23,7 @@ import (
 const fallbackUser = "root"
 
 // reserved are variables that only the sandbox itself sets, for all that Update.Env says.
-var reserved = []string{"E2B_SANDBOX", "E2B_SANDBOX_ID", "E2B_TEMPLATE_ID", "E2B_EVENTS_ADDRESS"}
+var reserved = []string{"E2B_SANDBOX", "E2B_SANDBOX_ID", "E2B_TEMPLATE_ID", eventsVariable}
 
 // Update is what the sandbox is told. Fields that are nil or empty leave what is known
 // as it is, except for Token.
@@ -42,6 +42,11 @@ type Update struct {
 	SandboxID, TemplateID string
 	Hostname              string
 	Nameservers           []string
+	// EventsIP is the address of the service that takes events of programs.
+	EventsIP string
+	// CABundle are certificates, in PEM, of authorities that the sandbox is to trust. They
+	// replace those of an earlier update.
+	CABundle string
 }
 
 // Identity is what is known. It is safe for concurrent use.
@@ -69,7 +74,8 @@ func New(users *Users, system System, logger *slog.Logger) *Identity {
 
 // Apply takes an update over, if the caller may do this; see allows. Presented is the
 // access token that the caller has shown beside the one in the update. An update that is
-// wrong in any part changes nothing.
+// wrong in any part changes nothing; after an Internal error everything has changed that
+// could.
 func (i *Identity) Apply(up Update, presented string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -107,6 +113,9 @@ func (i *Identity) Apply(up Update, presented string) error {
 	if up.TemplateID != "" {
 		i.own["E2B_TEMPLATE_ID"] = up.TemplateID
 	}
+	if up.EventsIP != "" {
+		i.own[eventsVariable] = eventsURL(up.EventsIP)
+	}
 	// A sandbox whose files cannot be written, as on a full disk, is still to be reached.
 	report := func(err error) { i.logger.Warn("take over the identity", "err", err) }
 	failed := i.system.apply(up)
@@ -115,6 +124,23 @@ func (i *Identity) Apply(up Update, presented string) error {
 	}
 	for _, err := range failed {
 		report(err)
+	}
+	return i.trust(up.CABundle)
+}
+
+// trust installs the certificates of a bundle that check has passed. Who sends one relies
+// on it, unlike on the files of apply.
+func (i *Identity) trust(bundle string) error {
+	if bundle == "" {
+		return nil
+	}
+	wanted, err := parseAuthorities(bundle)
+	if err == nil {
+		err = i.system.Trust.install(wanted)
+	}
+	if err != nil {
+		return fault.Wrap(err, fault.Internal,
+			"the certificates of the CA bundle could not be installed, but everything else was taken over; see that the sandbox's disk is not full, and try again")
 	}
 	return nil
 }

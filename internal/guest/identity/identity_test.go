@@ -155,6 +155,8 @@ func TestWrongUpdatesChangeNothing(t *testing.T) {
 		"nameserver":           {Nameservers: []string{"10.0.0.1", "dns.example"}},
 		"hostname \"a b\"":     {Hostname: "a b"},
 		"longer than":          {Hostname: strings.Repeat("h", 65)},
+		"hyperloopIP \"events": {EventsIP: "events.example"},
+		"hyperloopIP \"fe80":   {EventsIP: "fe80::1%eth0"},
 	} {
 		up.Token = "secret"
 		err := id.Apply(up, "")
@@ -196,6 +198,38 @@ func TestSystemFiles(t *testing.T) {
 	}
 }
 
+func TestServiceOfEvents(t *testing.T) {
+	users, dir := testUsers(t)
+	put(t, dir+"/hosts", "10.9.9.9 friend events.e2b.local # comment\n10.8.8.8 events.e2b.local\n")
+	id := New(users, System{HostsPath: dir + "/hosts"}, slog.New(slog.DiscardHandler))
+	for _, step := range []struct{ address, hosts, url string }{
+		{"10.0.0.7", "10.0.0.7\tevents.e2b.local\n", "http://10.0.0.7"},
+		{"", "10.0.0.7\tevents.e2b.local\n127.0.1.1\tbox\n", "http://10.0.0.7"},
+		{"fd00::7", "127.0.1.1\tbox\nfd00::7\tevents.e2b.local\n", "http://[fd00::7]"},
+	} {
+		hostname := ""
+		if step.address == "" {
+			hostname = "box"
+		}
+		if err := id.Apply(Update{EventsIP: step.address, Hostname: hostname}, ""); err != nil {
+			t.Fatal(err)
+		}
+		want := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n10.9.9.9\tfriend # comment\n" + step.hosts
+		if got := content(t, dir+"/hosts"); sortedLines(got) != sortedLines(want) {
+			t.Errorf("after %q the hosts file is\n%s, want\n%s", step.address, got, want)
+		}
+		if got := id.DefaultEnv()["E2B_EVENTS_ADDRESS"]; got != step.url {
+			t.Errorf("after %q the service is at %s, want %s", step.address, got, step.url)
+		}
+	}
+}
+
+func sortedLines(text string) string {
+	lines := strings.Split(text, "\n")
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
 func FuzzAccounts(f *testing.F) {
 	f.Add(testPasswd, testGroup)
 	f.Add("root:x:0:0:::", "::::")
@@ -216,19 +250,23 @@ func FuzzAccounts(f *testing.F) {
 }
 
 func FuzzHostsFile(f *testing.F) {
-	f.Add("127.0.0.1 localhost\n", "box")
-	f.Add("", "box")
-	f.Add("127.0.1.1 a\r\n127.0.1.1 b", "box")
-	f.Fuzz(func(t *testing.T, old, name string) {
-		if checkSystem(Update{Hostname: name}) != nil || name == "" {
+	f.Add("127.0.0.1 localhost\n", "box", "10.0.0.7")
+	f.Add("", "box", "")
+	f.Add("127.0.1.1 a\r\n127.0.1.1 b", "box", "fd00::1")
+	f.Add("10.0.0.1 events.e2b.local other#x", "", "10.0.0.1")
+	f.Fuzz(func(t *testing.T, old, name, events string) {
+		if checkSystem(Update{Hostname: name, EventsIP: events}) != nil || name == "" && events == "" {
 			return
 		}
-		once := hostsFile(old, name)
-		if twice := hostsFile(once, name); twice != once {
+		once := hostsFile(old, name, events)
+		if twice := hostsFile(once, name, events); twice != once {
 			t.Fatalf("%q becomes %q, and then %q", old, once, twice)
 		}
-		if !strings.HasSuffix(once, "\n127.0.1.1\t"+name+"\n") {
+		if name != "" && !strings.Contains(once, "\n127.0.1.1\t"+name+"\n") {
 			t.Fatalf("%q does not name %q", once, name)
+		}
+		if events != "" && !strings.HasSuffix(once, "\n"+events+"\tevents.e2b.local\n") {
+			t.Fatalf("%q does not name the service of events", once)
 		}
 	})
 }

@@ -21,6 +21,8 @@ type System struct {
 	RunDir string
 	// HostsPath and ResolvConfPath are files in the formats of hosts(5) and resolv.conf(5).
 	HostsPath, ResolvConfPath string
+	// Trust is where the certificates of authorities are.
+	Trust TrustStore
 	// MachineIDPath is the file of machine-id(5).
 	MachineIDPath string
 	// SSHDir holds the host keys of the SSH server, if there is one, and SSHPidPath is
@@ -63,6 +65,16 @@ func checkSystem(up Update) error {
 			return fault.New(fault.InvalidRequest, "nameserver %q is not an IP address", server)
 		}
 	}
+	if up.EventsIP != "" {
+		if ip, err := netip.ParseAddr(up.EventsIP); err != nil || ip.Zone() != "" {
+			return fault.New(fault.InvalidRequest, "hyperloopIP %q is not an IP address", up.EventsIP)
+		}
+	}
+	if up.CABundle != "" {
+		if _, err := parseAuthorities(up.CABundle); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -80,14 +92,7 @@ func (s System) apply(up Update) []error {
 	if s.SetHostname && up.Hostname != "" {
 		note("set the hostname", setHostname(up.Hostname))
 	}
-	if s.HostsPath != "" && up.Hostname != "" {
-		old, err := os.ReadFile(s.HostsPath)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			note("read the hosts file", err)
-		} else {
-			note("write the hosts file", replaceFile(s.HostsPath, hostsFile(string(old), up.Hostname)))
-		}
-	}
+	note("write the hosts file", s.writeHosts(up))
 	if s.ResolvConfPath != "" && len(up.Nameservers) > 0 {
 		var conf strings.Builder
 		for _, server := range up.Nameservers {
@@ -112,42 +117,6 @@ func setHostname(name string) error {
 		return nil
 	}
 	return unix.Sethostname([]byte(name))
-}
-
-// The address that Debian gives a machine's own name, and the lines that every hosts file
-// has.
-const (
-	ownAddress = "127.0.1.1"
-	localhost4 = "127.0.0.1\tlocalhost"
-	localhost6 = "::1\tlocalhost ip6-localhost ip6-loopback"
-)
-
-// hostsFile returns old with name as the machine's own name. Without that sudo looks the
-// name up on the network, and complains.
-func hostsFile(old, name string) string {
-	var lines []string
-	has4, has6 := false, false
-	for line := range strings.Lines(old) {
-		line = strings.TrimRight(line, "\n")
-		fields := strings.Fields(line)
-		if len(fields) > 0 && fields[0] == ownAddress {
-			continue
-		}
-		if len(fields) > 1 {
-			has4 = has4 || fields[0] == "127.0.0.1"
-			has6 = has6 || fields[0] == "::1"
-		}
-		lines = append(lines, line)
-	}
-	first := []string{}
-	if !has4 {
-		first = append(first, localhost4)
-	}
-	if !has6 {
-		first = append(first, localhost6)
-	}
-	lines = append(append(first, lines...), ownAddress+"\t"+name)
-	return strings.Join(lines, "\n") + "\n"
 }
 
 // Modes of what is made here: to be read by everybody.

@@ -26,6 +26,15 @@ type initRequest struct {
 	Nameservers    []string          `json:"nameservers"`
 	SandboxID      string            `json:"sandboxID"`
 	TemplateID     string            `json:"templateID"`
+	// HyperloopIP is the address of the service that takes events of programs.
+	HyperloopIP string `json:"hyperloopIP"`
+	CABundle    string `json:"caBundle"`
+	// VolumeMounts would be file systems of the network. They are refused: who got them not
+	// and was told nothing would write to what is not kept.
+	VolumeMounts []json.RawMessage `json:"volumeMounts"`
+	// LifecycleID tells one life of a sandbox from the next, so that mounts of volumes are
+	// made anew; without any it means nothing.
+	LifecycleID string `json:"lifecycleID"`
 }
 
 // init tells the sandbox who it is, and wakes a daemon that was resting for a snapshot.
@@ -40,6 +49,9 @@ func (s *Server) init(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return fault.New(fault.InvalidRequest, "the body is not valid JSON of this request: %v", err)
 	}
+	if len(req.VolumeMounts) > 0 {
+		return fault.New(fault.InvalidRequest, "volumes cannot be mounted in this sandbox, which knows no network file systems; leave 'volumeMounts' out")
+	}
 	up := identity.Update{
 		Token:       req.AccessToken,
 		Env:         req.EnvVars,
@@ -50,15 +62,21 @@ func (s *Server) init(w http.ResponseWriter, r *http.Request) error {
 		TemplateID:  req.TemplateID,
 		Hostname:    req.Hostname,
 		Nameservers: req.Nameservers,
+		EventsIP:    req.HyperloopIP,
+		CABundle:    req.CABundle,
 	}
 	s.addMetadata(r.Context(), &up)
-	if err := s.identity.Apply(up, r.Header.Get(tokenHeader)); err != nil {
-		return err
+	failed := s.identity.Apply(up, r.Header.Get(tokenHeader))
+	if failed != nil && !fault.Is(failed, fault.Internal) {
+		return failed
 	}
-	// Also when what it says is old news: that is a matter of two clocks, and a daemon that
-	// nobody wakes would stay half asleep for ever.
+	// Also when what it says is old news, which is a matter of two clocks, or could not be
+	// written down: a daemon that nobody wakes would stay half asleep for ever.
 	if err := s.lifecycle.Wake(r.Context()); err != nil {
 		return err
+	}
+	if failed != nil {
+		return failed
 	}
 	w.Header().Set("X-Envd-Version", Version)
 	w.Header().Set("Cache-Control", "no-store")

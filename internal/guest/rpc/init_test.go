@@ -21,6 +21,8 @@ func FuzzInit(f *testing.F) {
 		`{"defaultUser":"root","defaultWorkdir":"/tmp"}`, `{"defaultUser":"ghost"}`, `{"defaultWorkdir":"../.."}`,
 		`{"hostname":"box","nameservers":["10.0.0.1","x"]}`, `{"hostname":"` + strings.Repeat("h", 300) + `"}`,
 		`{"sandboxID":"a\u0000b","templateID":"\ud800"}`, `{"volumeMounts":[{"path":"/x"}],"caBundle":"-"}`, `{"accessToken":`,
+		`{"volumeMounts":[],"lifecycleID":"x","hyperloopIP":"10.0.0.7"}`, `{"hyperloopIP":"::1%lo"}`, `{"hyperloopIP":"10.0.0.7 x"}`,
+		`{"caBundle":"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----"}`,
 		strings.Repeat(`{"a":`, 2000),
 	} {
 		f.Add(seed, "secret")

@@ -142,17 +142,28 @@ func TestHealthAndInit(t *testing.T) {
 	g := newGuest(t)
 	resp, body := g.do(t, "GET", "/health", nil)
 	g.want(t, resp, body, 204, "")
-	resp, body = g.do(t, "POST", "/init", strings.NewReader(`{"timestamp":"2026-01-01T00:00:00Z","lifecycleID":"x","volumeMounts":[{}],"unknown":1}`))
+	resp, body = g.do(t, "POST", "/init", strings.NewReader(`{"timestamp":"2026-01-01T00:00:00Z","hyperloopIP":"10.0.0.7","lifecycleID":"x","volumeMounts":[],"unknown":1}`))
 	g.want(t, resp, body, 204, "")
 	if got := resp.Header.Get("X-Envd-Version"); got != Version {
 		t.Errorf("version %q", got)
 	}
+	resp, body = g.do(t, "GET", "/envs", nil)
+	g.want(t, resp, body, 200, `"E2B_EVENTS_ADDRESS":"http://10.0.0.7"`)
 	resp, body = g.do(t, "POST", "/init", nil)
 	g.want(t, resp, body, 204, "")
 	resp, body = g.do(t, "POST", "/init", strings.NewReader(`{"envVars":[]}`))
 	g.want(t, resp, body, 400, `{"code":400,"message":"the body is not valid JSON`)
 	resp, body = g.do(t, "POST", "/init", strings.NewReader(`{"defaultUser":"ghost"}`))
 	g.want(t, resp, body, 400, "default user 'ghost' does not exist")
+	for body, says := range map[string]string{
+		`{"hyperloopIP":"nowhere"}`:                                     "is not an IP address",
+		`{"caBundle":"no such thing"}`:                                  "has no certificate",
+		`{"volumeMounts":[{"nfs_target":"10.0.0.1:/x","path":"/mnt"}]}`: "volumes cannot be mounted",
+		`{"lifecycleID":7}`:                                             "not valid JSON of this request",
+	} {
+		resp, answer := g.do(t, "POST", "/init", strings.NewReader(body))
+		g.want(t, resp, answer, 400, says)
+	}
 	resp, body = g.do(t, "POST", "/init", strings.NewReader(`{"hostname":"`+strings.Repeat("x", maxInit)+`"}`))
 	g.want(t, resp, body, 413, "larger than")
 }
