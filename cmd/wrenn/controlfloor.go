@@ -55,11 +55,12 @@ func startControl(ctx context.Context, o upOptions, hostSocket string, log *slog
 	c.sandboxes = sandbox.New(sandbox.Config{
 		Store: c.db.Sandboxes(), Clocks: c.db.Sandboxes(), SnapshotStore: c.db.Snapshots(),
 		Host: c.host.Lifecycle, Snapshots: c.host.Snapshots, Processes: c.host.Processes, Files: c.host.Files, Ports: c.host.Ports,
-		Warm: o.control.warm, Log: log,
+		Warm: o.control.warm, Retention: o.control.retention(), Log: log,
 	})
 	c.edge = webproxy.New(webproxy.Config{
 		Sandboxes: c.sandboxes.Traffic(), Host: c.proxy, Domain: o.domain,
-		MaxConnections: o.control.proxyConnections, RequestRate: o.control.proxyRate, Log: log,
+		MaxConnections: o.control.proxyConnections, RequestRate: o.control.proxyRate,
+		TrustedProxies: o.control.trustedProxies, Log: log,
 	})
 	c.api, err = httpapi.New(httpapi.Config{
 		Sandboxes: c.sandboxes, States: c.sandboxes, Snapshots: c.sandboxes.Snapshots(),

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -163,7 +164,7 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 	}
 
 	credentials := profile.Profile{APIURL: o.origin(listener.Addr()), APIKey: control.key}
-	if err := announce(o, credentials, stdout, log); err != nil {
+	if err := announce(o, credentials, control.edge.Patterns(), stdout, log); err != nil {
 		return err
 	}
 	select {
@@ -181,8 +182,9 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 	return errors.Join(err, closeHost())
 }
 
-// announce keeps the credentials and tells the person where Wrenn is.
-func announce(o upOptions, p profile.Profile, stdout io.Writer, log *slog.Logger) error {
+// announce keeps the credentials and tells the person where Wrenn is, and where the ports
+// of sandboxes are.
+func announce(o upOptions, p profile.Profile, ports []string, stdout io.Writer, log *slog.Logger) error {
 	path := credentialsPath(o.dataDir)
 	// What is there is not written again: a start must work on a full disk, too.
 	if kept, err := profile.Read(path); err != nil || kept != p {
@@ -194,15 +196,22 @@ func announce(o upOptions, p profile.Profile, stdout io.Writer, log *slog.Logger
 		log.Warn("the client profile was not written; the other commands need WRENN_BASE_URL and WRENN_API_KEY", "error", err)
 	}
 	if o.json {
-		return json.NewEncoder(stdout).Encode(p)
+		return json.NewEncoder(stdout).Encode(struct {
+			profile.Profile
+			Ports []string `json:"ports"`
+		}{p, ports})
+	}
+	if len(ports) == 0 {
+		ports = []string{"not on the web: there is neither --domain nor --proxy-listen"}
 	}
 	_, err := fmt.Fprintf(stdout, `Wrenn is ready.
 
   API      %s  (docs: %s/docs)
   API key  %s  (kept in %s)
+  Ports    %s
 
   wrenn run -- uname -a
-`, p.APIURL, p.APIURL, p.APIKey, path)
+`, p.APIURL, p.APIURL, p.APIKey, path, strings.Join(ports, "\n           "))
 	return err
 }
 

@@ -148,7 +148,7 @@ func (a *app) printRemoved(cmd *cobra.Command, gone []string) error {
 
 func newSnapshotPrune(a *app) *cobra.Command {
 	var keep int
-	var older ageFlag
+	var older AgeFlag
 	var dryRun bool
 	cmd := command(&cobra.Command{
 		Use:   "prune (--keep N | --older-than AGE) [--dry-run]",
@@ -234,10 +234,10 @@ func newTemplates(a *app) *cobra.Command {
 	}, takes(0, 0, "templates takes no arguments"))
 }
 
-// ageFlag is a flag's duration that may be days: "90m", "12h", "7d".
-type ageFlag time.Duration
+// AgeFlag is a flag's duration that may be days: "90m", "12h", "7d".
+type AgeFlag time.Duration
 
-func (f *ageFlag) String() string {
+func (f *AgeFlag) String() string {
 	if *f == 0 {
 		return ""
 	}
@@ -245,19 +245,19 @@ func (f *ageFlag) String() string {
 }
 
 // Type is the placeholder of the help text.
-func (f *ageFlag) Type() string { return "AGE" }
+func (f *AgeFlag) Type() string { return "AGE" }
 
-func (f *ageFlag) Set(text string) error {
+func (f *AgeFlag) Set(text string) error {
 	const day, most = 24 * time.Hour, 100 * 365
 	var days int
 	if n, err := fmt.Sscanf(text, "%dd", &days); err == nil && n == 1 && fmt.Sprintf("%dd", days) == text && days >= 0 && days <= most {
-		*f = ageFlag(time.Duration(days) * day)
+		*f = AgeFlag(time.Duration(days) * day)
 		return nil
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d < 0 {
 		return fault.New(fault.InvalidRequest, "want an age such as 90m, 12h or 7d")
 	}
-	*f = ageFlag(d)
+	*f = AgeFlag(d)
 	return nil
 }

@@ -41,7 +41,7 @@ func TestAgeFlag(t *testing.T) {
 		"7d": 7 * 24 * time.Hour, "90m": 90 * time.Minute, "0d": 0, "1h30m": 90 * time.Minute,
 		"d": -1, "7": -1, "-1h": -1, "-1d": -1, "7days": -1, "1.5d": -1, "99999999d": -1, "": -1,
 	} {
-		var f ageFlag
+		var f AgeFlag
 		err := f.Set(text)
 		if want < 0 && err == nil || want >= 0 && (err != nil || time.Duration(f) != want) {
 			t.Errorf("%q: %v, %v", text, time.Duration(f), err)

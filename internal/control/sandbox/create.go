@@ -70,6 +70,11 @@ func (s *Service) Create(ctx context.Context, o Options) (Sandbox, error) {
 			return Sandbox{}, err
 		}
 		o.Template = from.Name
+		done, ok := s.snapshots.uses.begin(from.ID)
+		if !ok {
+			return Sandbox{}, fault.New(fault.NotFound, "snapshot %q is just being removed: it is older than this server keeps them, or one too many", from.Name)
+		}
+		defer done()
 	}
 	o = o.withDefaults(host.Max)
 	if err := o.validate(); err != nil {

@@ -48,7 +48,9 @@ type Config struct {
 	Ports         HostPorts
 	// Warm says of which snapshots, by their names, how many sandboxes are kept ready.
 	Warm map[string]int
-	Log  *slog.Logger
+	// Retention says which snapshots go by themselves.
+	Retention Retention
+	Log       *slog.Logger
 }
 
 // Service is the life of sandboxes. Make it with New and let Run run beside it. It is
@@ -89,7 +91,10 @@ func New(cfg Config) *Service {
 	}
 	s.store = tellingStore{cfg.Store, &s.changes}
 	s.traffic = &Traffic{core: s}
-	s.snapshots = &Snapshots{core: s, store: cfg.SnapshotStore, host: cfg.Snapshots, warm: cfg.Warm, warming: make(chan struct{}, 1)}
+	s.snapshots = &Snapshots{
+		core: s, store: cfg.SnapshotStore, host: cfg.Snapshots, warm: cfg.Warm, warming: make(chan struct{}, 1),
+		retention: cfg.Retention, made: make(chan struct{}, 1),
+	}
 	return s
 }
 
@@ -110,6 +115,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { s.watch(ctx); return nil })
 	g.Go(func() error { s.runClocks(ctx); return nil })
+	g.Go(func() error { s.snapshots.runRetention(ctx); return nil })
 	g.Go(func() error { return s.activity.flushUntilDone(ctx, s.clocks, s.log) })
 	return g.Wait()
 }

@@ -64,6 +64,11 @@ type Snapshots struct {
 	warm  map[string]int
 	// warming is held while the host is told what to keep warm.
 	warming chan struct{}
+
+	retention Retention
+	// made holds a token when there is one more snapshot to hold against retention.
+	made chan struct{}
+	uses uses
 }
 
 // SnapshotOptions is what the creator of a snapshot may say.
@@ -137,6 +142,7 @@ func (x *Snapshots) Create(ctx context.Context, o SnapshotOptions) (Snapshot, er
 		return Snapshot{}, err
 	}
 	x.settleLater(ctx)
+	x.retainSoon()
 	return snap, nil
 }
 
