@@ -160,6 +160,9 @@ func (f *follower) readMessages(ctx context.Context) {
 }
 
 func (f *follower) do(ctx context.Context, m clientMessage) error {
+	if m.refused != nil {
+		return m.refused
+	}
 	switch m.kind {
 	case typeStdin, typeInput:
 		if len(m.data) > 0 { // nothing to write, and nil would mean the end

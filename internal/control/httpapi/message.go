@@ -42,6 +42,7 @@ type clientMessage struct {
 	connect sandbox.Follow       // of connect
 	data    []byte               // of stdin and input
 	size    sandbox.TerminalSize // of resize
+	refused error                // what is wrong with the message and spoils nothing but it
 }
 
 // startMessage, stdinMessage and bareMessage are the forms of clientMessage when it is

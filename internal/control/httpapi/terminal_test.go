@@ -44,6 +44,12 @@ func TestTerminal(t *testing.T) {
 	p.expectInput(t, "ls\r")
 	c.send(`{"type":"resize","cols":132,"rows":50}`)
 	p.expectInput(t, "size:132x50")
+	for _, bad := range []string{`0,"rows":0`, `0,"rows":1`, `1,"rows":65536`, `1,"rows":-1`} {
+		c.send(`{"type":"resize","cols":` + bad + `}`)
+		c.expect(`{"type":"error","code":"invalid_request","data":"fields \"cols\" and \"rows\" must be 1 to 65535","fatal":false}`)
+	}
+	c.send(`{"type":"resize","cols":9}`)
+	c.expect(`{"type":"error","code":"invalid_request","data":"a resize needs both \"cols\" and \"rows\"","fatal":false}`)
 	c.send(`{"type":"start"}`)
 	c.expect(`{"type":"error","code":"invalid_state","data":"a process is followed already; open another WebSocket for another one","fatal":false}`)
 	c.send(`{"type":"kill"}`)
@@ -120,16 +126,14 @@ func TestBadMessagesEndTheWebSocket(t *testing.T) {
 		status           websocket.StatusCode
 		says             string
 	}{
-		"terminal, type":      {ptyPath, `{"type":"start"}`, `{"type":"jump"}`, websocket.MessageText, websocket.StatusPolicyViolation, `no message type "jump"`},
-		"terminal, JSON":      {ptyPath, `{"type":"start"}`, `{`, websocket.MessageText, websocket.StatusPolicyViolation, "not a JSON object"},
-		"terminal, base64":    {ptyPath, `{"type":"start"}`, `{"type":"input","data":"%"}`, websocket.MessageText, websocket.StatusPolicyViolation, "not base64"},
-		"terminal, size":      {ptyPath, `{"type":"start"}`, `{"type":"resize","cols":0,"rows":1}`, websocket.MessageText, websocket.StatusPolicyViolation, "1 to 65535"},
-		"terminal, half size": {ptyPath, `{"type":"start"}`, `{"type":"resize","cols":9}`, websocket.MessageText, websocket.StatusPolicyViolation, "both"},
-		"terminal, binary":    {ptyPath, `{"type":"start"}`, "\x00", websocket.MessageBinary, websocket.StatusUnsupportedData, "binary"},
-		"terminal, first":     {ptyPath, "", `{"type":"input","data":""}`, websocket.MessageText, websocket.StatusPolicyViolation, "must be a start"},
-		"terminal, no tag":    {ptyPath, "", `{"type":"connect"}`, websocket.MessageText, websocket.StatusPolicyViolation, `"tag"`},
-		"command, field":      {"/v1/sandboxes/sb1/exec/stream", `{"type":"start","cmd":"c"}`, `{"type":"stop","x":1}`, websocket.MessageText, websocket.StatusPolicyViolation, `no field "x"`},
-		"command, binary":     {"/v1/sandboxes/sb1/exec/stream", "", "\x00", websocket.MessageBinary, websocket.StatusUnsupportedData, "binary"},
+		"terminal, type":   {ptyPath, `{"type":"start"}`, `{"type":"jump"}`, websocket.MessageText, websocket.StatusPolicyViolation, `no message type "jump"`},
+		"terminal, JSON":   {ptyPath, `{"type":"start"}`, `{`, websocket.MessageText, websocket.StatusPolicyViolation, "not a JSON object"},
+		"terminal, base64": {ptyPath, `{"type":"start"}`, `{"type":"input","data":"%"}`, websocket.MessageText, websocket.StatusPolicyViolation, "not base64"},
+		"terminal, binary": {ptyPath, `{"type":"start"}`, "\x00", websocket.MessageBinary, websocket.StatusUnsupportedData, "binary"},
+		"terminal, first":  {ptyPath, "", `{"type":"input","data":""}`, websocket.MessageText, websocket.StatusPolicyViolation, "must be a start"},
+		"terminal, no tag": {ptyPath, "", `{"type":"connect"}`, websocket.MessageText, websocket.StatusPolicyViolation, `"tag"`},
+		"command, field":   {"/v1/sandboxes/sb1/exec/stream", `{"type":"start","cmd":"c"}`, `{"type":"stop","x":1}`, websocket.MessageText, websocket.StatusPolicyViolation, `no field "x"`},
+		"command, binary":  {"/v1/sandboxes/sb1/exec/stream", "", "\x00", websocket.MessageBinary, websocket.StatusUnsupportedData, "binary"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newSession()

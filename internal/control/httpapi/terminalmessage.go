@@ -69,10 +69,10 @@ func decodeTerminalMessage(raw []byte) (m clientMessage, err error) {
 		if err := decodeStrictly(raw, &r); err != nil {
 			return clientMessage{}, err
 		}
-		if r.Cols == nil || r.Rows == nil {
-			return clientMessage{}, fault.New(fault.InvalidRequest, "a resize needs both \"cols\" and \"rows\"")
+		// A window that somebody makes too small is no reason to end what is shown in it.
+		if m.size, m.refused = terminalSize(r.Cols, r.Rows); r.Cols == nil || r.Rows == nil {
+			m.refused = fault.New(fault.InvalidRequest, "a resize needs both \"cols\" and \"rows\"")
 		}
-		m.size, err = terminalSize(r.Cols, r.Rows)
 	case typeKill:
 		err = decodeStrictly(raw, &bare)
 	default:
