@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -107,6 +108,48 @@ func text(t *testing.T, resp *http.Response) string {
 	return string(all)
 }
 
+// checkAnnounced asks the addresses for the clock that `wrenn up` has named when it began.
+func (s *sandbox) checkAnnounced(t *testing.T) {
+	t.Helper()
+	log, err := os.ReadFile(s.p.logPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for line := range strings.Lines(string(log)) {
+		pattern := strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(line), "Ports"))
+		if !strings.HasPrefix(pattern, "http://") || !strings.Contains(pattern, "SANDBOX") {
+			continue
+		}
+		found++
+		address := strings.NewReplacer("PORT", "8000", "SANDBOX", s.id).Replace(pattern)
+		u, err := url.Parse(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), requestLimit)
+		// Names under localhost are this machine's, whatever its resolver says.
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:"+u.Port()+u.Path+"named", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = u.Host
+		resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+		if err != nil {
+			t.Fatalf("%s: %v", address, err)
+		}
+		if got := text(t, resp); got != "/named for "+u.Host {
+			t.Errorf("%s answers %d %q", address, resp.StatusCode, got)
+		}
+		_ = resp.Body.Close() // it was read
+		cancel()
+	}
+	const ways = 2
+	if found != ways {
+		t.Errorf("wrenn up has named %d addresses:\n%s", found, log)
+	}
+}
+
 func TestPortsOnTheWeb(t *testing.T) {
 	t.Parallel()
 	p := theProgram(t)
@@ -121,6 +164,7 @@ func TestPortsOnTheWeb(t *testing.T) {
 	if resp := s.visit(t, "/old"); resp.StatusCode != http.StatusFound || resp.Header.Get("Location") != "/new?a=%2F" {
 		t.Errorf("the redirect leads to %q", resp.Header.Get("Location"))
 	}
+	s.checkAnnounced(t)
 	ports := p.call(t, http.MethodGet, s.path("/ports"), nil)
 	for _, part := range []string{`"port":8000`, `"127.0.0.1"`, `"name":"python3"`, `"url":"http://` + s.host(t) + `/"`} {
 		if !strings.Contains(string(ports.body), part) {

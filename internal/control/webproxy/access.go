@@ -48,7 +48,7 @@ func (e *Edge) admit(w http.ResponseWriter, r *http.Request, to target, sb sandb
 				refuse(w, r, badLink(to.Target))
 				return false
 			}
-			http.SetCookie(w, newPass(r, to, sb))
+			http.SetCookie(w, newPass(to, sb, e.proxies.scheme(r) == schemeSecure))
 		}
 		w.Header().Set("Referrer-Policy", "no-referrer")
 		redirect(w, to.seen(rest))
@@ -146,12 +146,12 @@ func (l *links) use(secret string, to webroute.Target) bool {
 }
 
 // newPass is the cookie that keeps a browser going: for one port of one sandbox, and no
-// other host or path.
-func newPass(r *http.Request, to target, sb sandbox.Sandbox) *http.Cookie {
+// other host or path. secure is whether the browser came by TLS.
+func newPass(to target, sb sandbox.Sandbox, secure bool) *http.Cookie {
 	until := now().Add(passTime)
 	c := &http.Cookie{
 		Name: passCookie, Value: signPass(to.Target, sb, until.Unix()), Path: "/",
-		Expires: until, HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: r.TLS != nil,
+		Expires: until, HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: secure,
 	}
 	if to.prefix != "" {
 		c.Path = to.prefix + "/"

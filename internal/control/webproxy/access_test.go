@@ -202,5 +202,12 @@ func TestURL(t *testing.T) {
 		if got := e.URL("sb1", 80); got != c.want {
 			t.Errorf("%+v: %q", c, got)
 		}
+		patterns, named := e.Patterns(), c.want == ""
+		for _, p := range patterns {
+			named = named || strings.NewReplacer("PORT", "80", "SANDBOX", "sb1").Replace(p) == c.want
+		}
+		if !named || (len(patterns) > 0) != (c.want != "") {
+			t.Errorf("%+v: %q", c, patterns)
+		}
 	}
 }

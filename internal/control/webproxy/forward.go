@@ -3,10 +3,8 @@ package webproxy
 import (
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
-	"strings"
 
 	"github.com/wrenn-sandbox/wrenn/internal/relay"
 	"github.com/wrenn-sandbox/wrenn/internal/webroute"
@@ -49,24 +47,11 @@ func (x *exchange) direct(in *http.Request) *http.Request {
 	return out
 }
 
-// forwarded says to the application who asks and how. What the client said of that itself
-// does not count.
+// forwarded says to the application who asks and how.
 func (x *exchange) forwarded(out, in *http.Request) {
-	header := out.Header
-	for name := range header {
-		if strings.HasPrefix(name, "X-Forwarded-") {
-			delete(header, name)
-		}
-	}
-	header.Del("Forwarded")
-	header.Del("X-Real-Ip")
-	if ip, _, err := net.SplitHostPort(in.RemoteAddr); err == nil {
-		header.Set("X-Forwarded-For", ip)
-	}
-	header.Set("X-Forwarded-Host", in.Host)
-	header.Set("X-Forwarded-Proto", scheme(in))
+	x.edge.proxies.describe(out.Header, in)
 	if x.to.prefix != "" && !x.to.whole {
-		header.Set("X-Forwarded-Prefix", x.to.prefix)
+		out.Header.Set(headerPrefix, x.to.prefix)
 	}
 }
 
@@ -91,13 +76,6 @@ func (x *exchange) finish(header http.Header) {
 	if x.to.byHeader {
 		header.Add("Vary", "E2b-Sandbox-Id, E2b-Sandbox-Port")
 	}
-}
-
-func scheme(r *http.Request) string {
-	if r.TLS != nil {
-		return "https"
-	}
-	return "http"
 }
 
 // countUpload counts the body of a request.

@@ -186,6 +186,19 @@ func (e *Edge) URL(id string, port int) string {
 	return ""
 }
 
+// Patterns are the addresses of all ports, in which PORT and SANDBOX stand for one: by name
+// and by path, as far as there are such.
+func (e *Edge) Patterns() []string {
+	var all []string
+	if e.address.domain != "" {
+		all = append(all, e.address.scheme+"://PORT-SANDBOX."+e.address.domain+"/")
+	}
+	if e.address.paths != "" {
+		all = append(all, e.address.paths+"/proxy/SANDBOX/PORT/")
+	}
+	return all
+}
+
 // Shows returns an error for a host name under which nothing is shown: it is neither the
 // domain nor the name of a port of a sandbox that there is.
 func (e *Edge) Shows(ctx context.Context, name string) error {

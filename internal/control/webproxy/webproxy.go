@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
@@ -53,7 +54,10 @@ type Config struct {
 	MaxConnections int
 	// RequestRate is how many requests a second one sandbox gets; 0: as many as come.
 	RequestRate float64
-	Log         *slog.Logger
+	// TrustedProxies is where the proxies in front of us are, whose X-Forwarded-For, -Proto
+	// and -Host are believed.
+	TrustedProxies []netip.Prefix
+	Log            *slog.Logger
 }
 
 // Edge lets requests through to ports of sandboxes. Let Run run beside it. It is safe for
@@ -65,6 +69,7 @@ type Edge struct {
 	guests    *guests
 	links     *links
 	address   address
+	proxies   proxies
 	log       *slog.Logger
 }
 
@@ -76,7 +81,7 @@ func New(cfg Config) *Edge {
 	return &Edge{
 		sandboxes: cfg.Sandboxes, host: cfg.Host, domain: domainName(cfg.Domain),
 		guests: newGuests(cfg.MaxConnections, cfg.RequestRate), links: newLinks(),
-		address: address{scheme: "http", domain: cfg.Domain}, log: cfg.Log,
+		address: address{scheme: schemePlain, domain: cfg.Domain}, proxies: cfg.TrustedProxies, log: cfg.Log,
 	}
 }
 
