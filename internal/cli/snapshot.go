@@ -247,6 +247,7 @@ func (f *AgeFlag) String() string {
 // Type is the placeholder of the help text.
 func (f *AgeFlag) Type() string { return "AGE" }
 
+// Set reads an age.
 func (f *AgeFlag) Set(text string) error {
 	const day, most = 24 * time.Hour, 100 * 365
 	var days int

@@ -2,7 +2,7 @@ package sandbox
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"time"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
@@ -24,7 +24,11 @@ var adoptPhases = []phase[*adoption]{
 			r.guest = newGuest(r, a.e.origin.Token)
 			r.place = a.s.room.force(demand{memoryMB: a.e.sandbox.Resources.MemoryMB})
 		}
-		if err := a.s.cfg.Network.Adopt(ctx, r.slot); err != nil {
+		err := a.s.cfg.Network.Adopt(ctx, r.slot)
+		if fault.Is(err, fault.NotFound) {
+			err = errors.Join(errNoNetwork, err)
+		}
+		if err != nil {
 			return err
 		}
 		return a.s.cfg.Network.SetRate(ctx, r.slot, a.s.cfg.NetworkRate, a.s.cfg.NetworkRate)
@@ -47,28 +51,26 @@ const (
 // ended. When that fails it is left as it is, in error, and tried again in the background:
 // a start never ends what runs.
 func (s *Service) takeOver(ctx context.Context, e *entry, was Status) {
-	if !s.tryTakeOver(ctx, e, was) {
+	if s.tryTakeOver(ctx, e, was) != nil {
 		r := e.run
 		s.watchers.Go(func() { s.takeOverLater(e, r) })
 	}
 }
 
-// tryTakeOver says whether the sandbox is in a state that lasts: it runs, or has ended.
-func (s *Service) tryTakeOver(ctx context.Context, e *entry, was Status) bool {
+// tryTakeOver brings the sandbox into a state that lasts: it runs, or has ended.
+func (s *Service) tryTakeOver(ctx context.Context, e *entry, was Status) error {
 	if e.run == nil { // cannot be; but a record may say anything
 		s.endFound(ctx, e, was, runtime.Exit{})
-		return true
+		return nil
 	}
 	if exit, ended := s.hasEnded(ctx, e.run.id); ended {
 		s.endFound(ctx, e, was, exit)
-		return true
+		return nil
 	}
 	a := &adoption{operation: operation{s: s, name: "adopt"}, e: e}
 	if err := carryOut(ctx, &a.operation, a, adoptPhases); err != nil {
-		s.cfg.Log.Error("a running sandbox could not be taken over; trying again", "sandbox", e.sandbox.ID, "error", err)
-		reason := fmt.Sprintf("it runs, but could not be taken over: %s; it is tried again", fault.MessageOf(err))
-		s.set(e, func(st *state) { st.sandbox.Status, st.sandbox.Reason, st.untaken = Failed, reason, was })
-		return false
+		s.leaveUntaken(e, was, err)
+		return err
 	}
 	draft := e.draft
 	s.set(e, func(st *state) { st.sandbox.Status, st.sandbox.Reason, st.draft, st.untaken = Running, "", "", "" })
@@ -76,10 +78,11 @@ func (s *Service) tryTakeOver(ctx context.Context, e *entry, was Status) bool {
 	a.at("running")
 	a.log(e.sandbox.ID)
 	s.removeOld(e, draft)
-	return true
+	return nil
 }
 
-// takeOverLater tries again until it works, the run has ended, or nobody wants it any more.
+// takeOverLater tries again until it works, the run has ended, or nobody wants it any more. A
+// run without a network is paused instead.
 func (s *Service) takeOverLater(e *entry, r *run) {
 	for wait := takeOverRetry; ; wait = min(2*wait, takeOverRetryMost) {
 		s.pass(r.id, wait)
@@ -90,11 +93,15 @@ func (s *Service) takeOverLater(e *entry, r *run) {
 		if done == nil {
 			return
 		}
-		ctx, cancel := context.WithTimeout(ctx, launchTimeout)
-		settled := s.tryTakeOver(ctx, e, e.untaken)
+		was := e.untaken
+		try, cancel := context.WithTimeout(ctx, launchTimeout)
+		err := s.tryTakeOver(try, e, was)
 		cancel()
+		if errors.Is(err, errNoNetwork) {
+			err = s.rescue(ctx, e, was)
+		}
 		done()
-		if settled {
+		if err == nil {
 			return
 		}
 	}

@@ -142,3 +142,50 @@ func TestWhatCouldNotBeDeletedIsNotTakenOver(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A run without a network cannot be reached any more and is not ended for it: it is written
+// down and goes on with another, also when that only works later.
+func TestWhatHasLostItsNetworkIsPaused(t *testing.T) {
+	for _, failing := range []string{"", "checkpoint"} {
+		t.Run(failing, func(t *testing.T) {
+			m, dir := newMachine(), t.TempDir()
+			first := m.open(t, dir)
+			if _, err := first.Create(t.Context(), request(idA)); err != nil {
+				t.Fatal(err)
+			}
+			first.crash()
+			m.mu.Lock()
+			clear(m.slots)
+			m.frozen[idA] = true // a pause was cut off, too
+			m.mu.Unlock()
+			if failing != "" {
+				m.setFailure(failing, errors.New("not now"))
+			}
+			s := m.open(t, dir)
+			if failing != "" {
+				eventually(t, "it was tried", func() bool {
+					sb, err := s.Get(idA)
+					return err == nil && sb.Status == Failed && strings.Contains(sb.Reason, "it runs") && s.idle(idA)
+				})
+				if len(m.running) != 1 || len(s.cfg.Snapshots.List()) > 0 {
+					t.Errorf("running %v, snapshots %v", m.running, s.cfg.Snapshots.List())
+				}
+				m.setFailure(failing, nil)
+			}
+			if sb := s.becomes(t, Paused); sb.Reason != reasonNoNetwork || m.taken() != nothingTaken {
+				t.Errorf("it is %+v; %s", sb, m.taken())
+			}
+			s.crash()
+			s = m.open(t, dir)
+			if sb := s.becomes(t, Paused); sb.Reason != reasonNoNetwork {
+				t.Errorf("after another start it is %+v", sb)
+			}
+			if _, err := s.Resume(t.Context(), idA, 0); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Guest(idA); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
@@ -139,6 +140,7 @@ type faultCase struct {
 	after   Status // of A; empty: it is gone
 	made    []string
 	snapNow bool
+	cut     bool // whether A has lost its link meanwhile
 }
 
 // faultTable is the documented state after the death of the agent at every point.
@@ -168,6 +170,7 @@ func faultTable() []faultCase {
 		{do: "open", points: slices.Concat(at("adopt", slices.Concat(keys(adoptPhases), []string{"running"})...),
 			at("recover", "entries", "runs", "slots", "snapshots")), before: Running, after: Running},
 		{do: "open", points: at("adopt", keys(endPhases)...), before: Paused, after: Paused},
+		{do: "open", points: at("adopt", "untaken"), before: Running, cut: true, after: Paused},
 		{do: "destroy", points: at("destroy", append(keys(destroyPhases), "stopped")...), before: Running},
 		{do: "destroy", points: at("destroy", "record", "snapshot"), before: Paused},
 	}
@@ -241,8 +244,14 @@ func (w world) dieAt(t *testing.T, opened **host, tally *tally, c faultCase, poi
 	if err != nil {
 		t.Fatal(err)
 	}
+	link := h.entries[idA].slot.Link
 	if err := h.shut(ctx); err != nil {
 		t.Fatal(err)
+	}
+	if c.cut {
+		if err := netlink.LinkDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: link}}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	died := w.die(ctx, c.do, point)
 	if h, err = w.open(ctx, Config{}); err != nil {
@@ -253,6 +262,9 @@ func (w world) dieAt(t *testing.T, opened **host, tally *tally, c faultCase, poi
 		t.Fatal(died)
 	}
 	tally.h = h
+	if c.cut {
+		eventually(t, "it is paused", func() bool { sb, err := h.Get(idA); return err == nil && sb.Status == Paused && h.idle(idA) })
+	}
 	w.consistent(t, h)
 	tally.look(t, idB)
 	sb, err := h.Get(idA)

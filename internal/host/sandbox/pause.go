@@ -25,6 +25,7 @@ type pausing struct {
 	draft    *snapshot.Draft
 	began    time.Time // when the sandbox stopped
 	snapshot snapshot.Snapshot
+	reason   string // that it is paused for
 }
 
 // pausePhases are the steps of a pause, in order. Up to the last of them all is undone when
@@ -186,7 +187,7 @@ func (s *Service) manifest(e *entry, kind snapshot.Kind, stopped time.Duration) 
 func (p *pausing) save(context.Context) error {
 	former := p.e.snapshot
 	err := p.s.keep(p.e, func(st *state) {
-		st.sandbox.Status, st.sandbox.Reason = Paused, ""
+		st.sandbox.Status, st.sandbox.Reason = Paused, p.reason
 		st.sandbox.PausedAt, st.sandbox.SnapshotBytes = p.snapshot.CreatedAt, p.snapshot.Bytes
 		// The former snapshot goes when this is safe; until then it has the draft's place, so
 		// that a process that dies meanwhile is followed by one that knows of it.

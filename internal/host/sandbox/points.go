@@ -19,7 +19,7 @@ func Points() []string {
 		named("warm", keys(launchPhases)),
 		named("destroy", keys(destroyPhases), []string{"stopped"}),
 		named("end", keys(endPhases), []string{"failed"}), // of a sandbox that has ended by itself
-		named("adopt", keys(adoptPhases), keys(endPhases), []string{"running"}),
+		named("adopt", keys(adoptPhases), keys(endPhases), []string{"untaken", "running"}),
 		named("recover", []string{"entries", "runs", "slots", "snapshots"}),
 	)
 }
