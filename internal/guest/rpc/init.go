@@ -39,6 +39,7 @@ type initRequest struct {
 
 // init tells the sandbox who it is, and wakes a daemon that was resting for a snapshot.
 func (s *Server) init(w http.ResponseWriter, r *http.Request) error {
+	w.Header().Set("X-Envd-Version", Version) // also of a refusal
 	var req initRequest
 	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxInit)).Decode(&req)
 	var tooLarge *http.MaxBytesError
@@ -78,7 +79,6 @@ func (s *Server) init(w http.ResponseWriter, r *http.Request) error {
 	if failed != nil {
 		return failed
 	}
-	w.Header().Set("X-Envd-Version", Version)
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusNoContent)
 	return nil

@@ -103,7 +103,7 @@ func TestHalfSentRequests(t *testing.T) {
 
 func TestOddTags(t *testing.T) {
 	g := newGuest(t)
-	for _, tag := range []string{"", " ", "a/b?c=d&e#f", "..", "7", "\x00", "\n\r\t", "ü ✓ \U0001f600", `"\`, strings.Repeat("long", 25_000)} {
+	for _, tag := range []string{"", " ", "_system", "a/b?c=d&e#f", "..", "7", "\x00", "\n\r\t", "ü ✓ \U0001f600", `"\`, strings.Repeat("long", 25_000)} {
 		req := sh("cat")
 		req.Stdin, req.Tag = nil, &tag
 		r, err := begin(within(t), g.jsonProc, as("", req))
