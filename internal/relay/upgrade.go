@@ -99,6 +99,9 @@ func Ask(ctx context.Context, conn net.Conn, out *http.Request, protocol string,
 	return nil, errors.New("too many answers before the real one")
 }
 
+// Drop gives up the answer of a server.
+func (u *Upgrade) Drop() { Reset(u.conn) }
+
 // Refused passes the answer of a server on that did not change protocols.
 func (u *Upgrade) Refused(w http.ResponseWriter) {
 	defer u.conn.Close()

@@ -84,6 +84,8 @@ func NoPath(path string) Problem {
 // Write answers a request with the problem: as JSON, or as a page for a browser that asks
 // for one. It must be called before anything else is written.
 func (p Problem) Write(w http.ResponseWriter, r *http.Request) {
+	// Who is still sending is told at once, and not when all has been sent.
+	_ = http.NewResponseController(w).EnableFullDuplex()
 	h := w.Header()
 	h.Set(HeaderProblem, string(p.Kind))
 	h.Set("Cache-Control", "no-store")

@@ -115,6 +115,19 @@ func (t *Traffic) Wake(ctx context.Context, id string) error {
 	}
 }
 
+// Refresh makes the store's word on a sandbox what its host says now, unless this process
+// works on it. It is for who has seen that they differ.
+func (t *Traffic) Refresh(ctx context.Context, id string) error {
+	h, err := t.core.host.Get(ctx, id)
+	if fault.Is(err, fault.NotFound) {
+		h, err = lost(id), nil
+	}
+	if err != nil {
+		return err
+	}
+	return t.core.follow(ctx, h)
+}
+
 func (t *Traffic) wake(ctx context.Context, id string) error {
 	tick := time.NewTicker(wakeStep)
 	defer tick.Stop()

@@ -74,6 +74,36 @@ func TestWakeWaitsForAPauseToEnd(t *testing.T) {
 	end()
 }
 
+// Who saw on the host that a sandbox is paused, before its news came, can wake it.
+func TestRefreshTakesTheHostsWord(t *testing.T) {
+	s, _, host := newTest(t) // it does not run, so that it hears no news
+	sb, err := s.Create(t.Context(), Options{Web: WebOptions{AutoResume: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := host.Pause(t.Context(), sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Traffic().Find(t.Context(), sb.ID); err != nil || got.Status != Running {
+		t.Fatalf("it was heard of: %+v, %v", got, err)
+	}
+	if err := s.Traffic().Refresh(t.Context(), sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Traffic().Find(t.Context(), sb.ID); err != nil || got.Status != Paused {
+		t.Errorf("after a refresh: %+v, %v", got, err)
+	}
+	if err := s.Traffic().Wake(t.Context(), sb.ID); err != nil {
+		t.Error(err)
+	}
+	if got, err := s.Traffic().Find(t.Context(), sb.ID); err != nil || got.Status != Running {
+		t.Errorf("after a wake: %+v, %v", got, err)
+	}
+	if err := s.Traffic().Refresh(t.Context(), "sbnone"); err != nil {
+		t.Errorf("of a sandbox that there is not: %v", err)
+	}
+}
+
 func TestFollowersHearOfEveryChange(t *testing.T) {
 	s, _, _, sb := quiet(t, Options{})
 	ctx, cancel := context.WithCancel(t.Context())

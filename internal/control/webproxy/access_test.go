@@ -9,6 +9,7 @@ import (
 
 	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/internal/webroute"
 )
 
 const boxToken = "0123456789abcdefghij0123456789ab"
@@ -155,6 +156,55 @@ func TestWake(t *testing.T) {
 	b.sandboxes.mu.Unlock()
 	if resp := ask(t, b.front, http.MethodGet, boxHost, "/"); resp.StatusCode != http.StatusOK {
 		t.Errorf("while it was sealed: %d", resp.StatusCode)
+	}
+}
+
+// The host's word that a sandbox is paused counts for more than what is believed here.
+func TestWakeOfWhatWasBelievedToRun(t *testing.T) {
+	for _, autoResume := range []bool{true, false} {
+		var b *bench
+		b = newBench(t, func(w http.ResponseWriter, r *http.Request) {
+			b.sandboxes.mu.Lock()
+			woken := b.sandboxes.wakes > 0
+			b.sandboxes.mu.Unlock()
+			if !woken {
+				webroute.Paused(webroute.Target{Sandbox: boxID, Port: 3000}).Write(w, r)
+				return
+			}
+			serveSocket(w, r)
+		}, nil, sandbox.Sandbox{ID: boxID, Status: sandbox.Running, Web: sandbox.Web{AutoResume: autoResume}})
+		sleeps := func() {
+			b.sandboxes.mu.Lock()
+			defer b.sandboxes.mu.Unlock()
+			b.sandboxes.wakes, b.sandboxes.onHost = 0, sandbox.Paused
+			b.sandboxes.rows[boxID] = sandbox.Sandbox{ID: boxID, Status: sandbox.Running, Web: sandbox.Web{AutoResume: autoResume}}
+		}
+		sleeps()
+		resp := ask(t, b.front, http.MethodGet, boxHost, "/x")
+		if !autoResume {
+			if got := body(t, resp); resp.StatusCode != http.StatusBadGateway || !strings.Contains(got, "The sandbox was not found") || b.sandboxes.wakes != 0 {
+				t.Errorf("one that is not to be woken: %d %s, woken %d times", resp.StatusCode, got, b.sandboxes.wakes)
+			}
+			continue
+		}
+		if got := decode(t, resp); got.URI != "/proxy/"+boxID+"/3000/x" {
+			t.Errorf("the request arrived as %q", got.URI)
+		}
+		sleeps()
+		exchangeMessage(t, openSocket(t, b), "hello")
+		// A body may be half gone; its sender is told to send it again.
+		sleeps()
+		if resp := ask(t, b.front, http.MethodPost, boxHost, "/x", "Content-Length", "0"); resp.StatusCode != http.StatusOK {
+			t.Errorf("a POST without a body: %d", resp.StatusCode)
+		}
+		sleeps()
+		resp = ask(t, b.front, http.MethodPost, boxHost, "/x", "Transfer-Encoding", "chunked")
+		if got := body(t, resp); resp.StatusCode != http.StatusConflict || !strings.Contains(got, "try again") {
+			t.Errorf("a POST with a body: %d %s", resp.StatusCode, got)
+		}
+		if resp := ask(t, b.front, http.MethodGet, boxHost, "/x"); resp.StatusCode != http.StatusOK {
+			t.Errorf("after that: %d", resp.StatusCode)
+		}
 	}
 }
 

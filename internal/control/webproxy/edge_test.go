@@ -33,6 +33,8 @@ type fakeSandboxes struct {
 	rows   map[string]sandbox.Sandbox
 	sealed bool
 	wakes  int
+	// onHost is what Refresh finds, empty for what is known already.
+	onHost sandbox.Status
 	begun  int
 	touch  int
 	// wake is what Wake does, nil for a resume.
@@ -96,6 +98,16 @@ func (f *fakeSandboxes) Wake(_ context.Context, id string) error {
 	sb.Status = sandbox.Running
 	f.rows[id] = sb
 	f.sealed = false
+	return nil
+}
+
+func (f *fakeSandboxes) Refresh(_ context.Context, id string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if sb, ok := f.rows[id]; ok && f.onHost != "" {
+		sb.Status = f.onHost
+		f.rows[id] = sb
+	}
 	return nil
 }
 

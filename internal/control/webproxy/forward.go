@@ -13,17 +13,23 @@ import (
 // errCut is that a sandbox ended, or was paused, under a request.
 var errCut = errors.New("the sandbox ended or was paused")
 
+// errPaused is that the host says that a sandbox is paused.
+var errPaused = errors.New("the host says that the sandbox is paused")
+
 // forward passes a request on, and its answer back.
 func (e *Edge) forward(w http.ResponseWriter, in *http.Request, x *exchange) {
 	out := x.direct(in)
 	out.Body = x.countUpload(out.Body)
 	err := relay.Forward(w, out, e.host, func(resp *http.Response) error {
+		if x.isPaused(resp.Header) {
+			return errPaused
+		}
 		x.note(resp.StatusCode)
 		x.finish(resp.Header)
 		resp.Body = &countedBody{ReadCloser: resp.Body, count: &x.visit.guest.stats.sent, moved: x.moved}
 		return nil
 	})
-	if err != nil {
+	if err != nil && !x.paused {
 		e.failed(w, in, x, err)
 	}
 }

@@ -44,11 +44,34 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, to target) {
 	if sb.Web.Private() && to.Port != webroute.EnvdPort && !e.admit(w, r, to, sb) {
 		return
 	}
-	if gu, err = e.awake(r.Context(), gu, sb); err != nil {
-		refuse(w, r, stateProblem(to.Target, sb, err))
-		return
+	for again := false; ; again = true {
+		if gu, err = e.awake(r.Context(), gu, sb); err != nil {
+			refuse(w, r, stateProblem(to.Target, sb, err))
+			return
+		}
+		if again && r.Body != nil && r.Body != http.NoBody {
+			// A body that has been begun cannot be sent a second time.
+			refuse(w, r, wakeProblem(to.Target, errBetween))
+			return
+		}
+		if !e.visit(w, r, gu, visitTo{to, sb, again}) {
+			return
+		}
+		// Its host says that it is paused, which nobody here has heard yet.
+		if gu, sb, err = e.lookAgain(r.Context(), sb.ID); err != nil {
+			refuse(w, r, lookupProblem(to.Target, err))
+			return
+		}
 	}
-	e.visit(w, r, gu, to, sb)
+}
+
+// lookAgain is look, after the store has been told what the host says of the sandbox.
+func (e *Edge) lookAgain(ctx context.Context, id string) (*guest, sandbox.Sandbox, error) {
+	if err := e.sandboxes.Refresh(ctx, id); err != nil {
+		return nil, sandbox.Sandbox{}, err
+	}
+	e.guests.forget(id)
+	return e.look(ctx, id)
 }
 
 // look returns what is known of a sandbox, which the store is asked for when that is old.
@@ -131,14 +154,23 @@ const sealStep = 20 * time.Millisecond
 // errBetween is that a sandbox is between two states.
 var errBetween = fault.New(fault.InvalidState, "the sandbox is still transitioning; try again in a moment")
 
-// visit passes a request on, bounded by what the sandbox may have.
-func (e *Edge) visit(w http.ResponseWriter, r *http.Request, gu *guest, to target, sb sandbox.Sandbox) {
+// visitTo is where a request goes.
+type visitTo struct {
+	target
+	sandbox sandbox.Sandbox
+	// again is whether it is tried a second time, when whatever comes is the answer.
+	again bool
+}
+
+// visit passes a request on, bounded by what the sandbox may have. It reports whether the
+// host says that the sandbox is paused; the request is not answered then.
+func (e *Edge) visit(w http.ResponseWriter, r *http.Request, gu *guest, to visitTo) (paused bool) {
 	ctx, cancel := outlive(r)
 	defer cancel(nil)
 	v, err := gu.enter(func() { cancel(errCut) })
 	if err != nil {
 		refuse(w, r, limitProblem(to.Target, err))
-		return
+		return false
 	}
 	kept := false
 	defer func() {
@@ -146,20 +178,21 @@ func (e *Edge) visit(w http.ResponseWriter, r *http.Request, gu *guest, to targe
 			v.leave()
 		}
 	}()
-	end, err := e.begin(ctx, sb)
+	end, err := e.begin(ctx, to.sandbox)
 	if err != nil {
-		refuse(w, r, stateProblem(to.Target, sb, err))
-		return
+		refuse(w, r, stateProblem(to.Target, to.sandbox, err))
+		return false
 	}
 	defer end()
-	x := &exchange{edge: e, visit: v, to: to, web: sb.Web, began: now(), answered: end}
+	x := &exchange{edge: e, visit: v, to: to.target, web: to.sandbox.Web, again: to.again, began: now(), answered: end}
 	in := r.WithContext(ctx)
 	in.Header = to.clean(r.Header)
 	if protocol := relay.UpgradeProtocol(in); protocol != "" {
 		kept = e.upgrade(w, in, x, protocol)
-		return
+	} else {
+		e.forward(w, in, x)
 	}
-	e.forward(w, in, x)
+	return x.paused
 }
 
 // exchange is a request that is being passed on.
@@ -169,6 +202,9 @@ type exchange struct {
 	to    target
 	web   sandbox.Web
 	began time.Time
+	// again is whether this is the second try, and paused whether the host has said in the
+	// first that the sandbox is paused.
+	again, paused bool
 	// answered notes that the request is no longer waited for: from then on bytes alone are
 	// activity, so that a stream that is merely open keeps nothing awake.
 	answered func()
@@ -178,6 +214,13 @@ type exchange struct {
 func (x *exchange) note(status int) {
 	x.visit.guest.stats.answered(status, time.Since(x.began))
 	x.answered()
+}
+
+// isPaused notes whether an answer is the host's that the sandbox is paused, unless it was
+// asked about that before. An application cannot give such an answer.
+func (x *exchange) isPaused(answer http.Header) bool {
+	x.paused = !x.again && answer.Get(webroute.HeaderProblem) == string(webroute.KindPaused)
+	return x.paused
 }
 
 // moved notes that bytes went to or from the sandbox.

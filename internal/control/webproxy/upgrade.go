@@ -32,6 +32,10 @@ func (e *Edge) upgrade(w http.ResponseWriter, in *http.Request, x *exchange, pro
 		e.failed(w, in, x, err)
 		return false
 	}
+	if x.isPaused(up.Response.Header) {
+		up.Drop()
+		return false
+	}
 	x.note(up.Response.StatusCode)
 	x.finish(up.Response.Header)
 	if up.Response.StatusCode != http.StatusSwitchingProtocols {

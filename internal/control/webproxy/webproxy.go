@@ -32,6 +32,7 @@ type Sandboxes interface {
 	Begin(id string) (end func(), ok bool)
 	Touch(id string)
 	Wake(ctx context.Context, id string) error
+	Refresh(ctx context.Context, id string) error
 	Follow(ctx context.Context, each func(id string, status sandbox.Status))
 }
 
