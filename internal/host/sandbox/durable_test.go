@@ -23,6 +23,9 @@ func TestTheRecordOfAPauseSurvivesALossOfPower(t *testing.T) {
 		}
 		mu.Lock()
 		quick = append(quick, rec.Sandbox)
+		if now, err := s.records.read(idA); err == nil && now.Sandbox.Status == Paused && rec.Sandbox.Status != Stopping {
+			t.Errorf("the record of a pause was replaced quickly, by %+v", rec.Sandbox)
+		}
 		mu.Unlock()
 		return write(path, data, mode)
 	}
@@ -37,6 +40,11 @@ func TestTheRecordOfAPauseSurvivesALossOfPower(t *testing.T) {
 			err := pause()
 			s.putToRest(t.Context(), s.entries[idA])
 			return err
+		},
+		"resume": func() error {
+			err := pause()
+			_, resumed := s.Resume(t.Context(), idA, 0)
+			return errors.Join(err, resumed)
 		},
 		"failed resume": func() error {
 			err := pause()

@@ -57,11 +57,8 @@ func (d *ending) endRuntime(ctx context.Context) error {
 func (d *ending) giveSlotBack(ctx context.Context) error {
 	slots, r, slot := d.s.cfg.Network, d.e.run, d.e.slot
 	giveBack := slots.Release
-	switch {
-	case r != nil && d.slot == parkSlot:
-		giveBack = slots.Park
-	case d.slot == parkSlot:
-		return nil // it is parked already
+	if d.slot == parkSlot {
+		giveBack = slots.Park // no harm to one that is parked already
 	}
 	if slot.Link != "" {
 		// One that is not ours any more is left alone.

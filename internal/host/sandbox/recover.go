@@ -29,6 +29,12 @@ func (s *Service) recover(ctx context.Context) error {
 	for _, id := range ids {
 		loaded[id] = s.load(id)
 	}
+	for _, id := range left {
+		// A record learns late of what a resume has begun.
+		if e := loaded[id]; e != nil && e.run == nil {
+			e.run = &run{id: id, slot: e.slot}
+		}
+	}
 	s.entries = maps.Clone(loaded) // those that are removed go from it while others are taken up
 	// What goes wrong with one sandbox is that one's, and no reason not to start.
 	_ = s.each(ids, func(id string) error { s.takeUp(ctx, loaded[id]); return nil })

@@ -71,7 +71,7 @@ func (r *resuming) make(ctx context.Context) error {
 		return err
 	}
 	r.slot = r.gotSlot
-	r.onFailure(func(context.Context) error { r.s.set(r.e, func(st *state) { st.run = nil }); return nil })
+	r.onFailure(func(context.Context) error { r.s.show(r.e, func(st *state) { st.run = nil }); return nil })
 	if err := r.start(ctx); err != nil {
 		return err
 	}
@@ -94,17 +94,19 @@ func (r *resuming) takeRoom(ctx context.Context) error {
 	return nil
 }
 
-// note lets watchers know that the sandbox is on its way.
+// note lets watchers know that the sandbox is on its way. The record still says where from:
+// a quick word in its place could cost both when power is lost.
 func (r *resuming) note(context.Context) error {
-	r.s.set(r.e, func(*state) {})
+	r.s.show(r.e, func(*state) {})
 	return nil
 }
 
 // gotSlot lets the disk know that the sandbox is about to run, while the rest is done: after
-// a loss of power nobody must take its pause for its latest state without a word.
+// a loss of power nobody must take its pause for its latest state without a word. Whoever
+// finds the record as it was before that, finds the run by the runtime's list.
 func (r *resuming) gotSlot(run *run) {
 	s, e := r.s, r.e
-	s.set(e, func(st *state) {
+	s.show(e, func(st *state) {
 		st.run, st.slot = run, run.slot
 		st.sandbox.HostIP, st.sandbox.GuestIP = run.slot.Gateway.String(), run.slot.Guest.Addr().String()
 	})

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"regexp"
@@ -284,6 +285,11 @@ func (s *Service) set(e *entry, change func(*state)) { s.change(e, change, s.rec
 // setDurable is set for a sandbox that is on the disk alone: a loss of power must not leave
 // less of its record than there was.
 func (s *Service) setDurable(e *entry, change func(*state)) { s.change(e, change, s.records.durable) }
+
+// show is set for a change that the record is not to know yet: what it says, it says durably.
+func (s *Service) show(e *entry, change func(*state)) {
+	s.change(e, change, func(string, []byte, fs.FileMode) error { return nil })
+}
 
 func (s *Service) change(e *entry, change func(*state), how writer) {
 	e.telling.Lock()
