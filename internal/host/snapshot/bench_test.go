@@ -57,7 +57,7 @@ func BenchmarkStore(b *testing.B) {
 			ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 / float64(n) }
 			b.ReportMetric(ms(write), "ms-write")
 			b.ReportMetric(ms(verify), "ms-verify")
-			for i, name := range []string{"inspect", "seal", "describe", "dirs", "publish", "store"} {
+			for i, name := range []string{"inspect", "seal", "describe", "dirs", "weigh", "publish", "store", "list"} {
 				b.ReportMetric(ms(phases[i]), "ms-"+name)
 			}
 		})

@@ -81,7 +81,7 @@ func TestADeathAtAnyStep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const publish = 4
+	const publish = 5
 	phases := len((&commit{}).phases())
 	for step := afterDraft; step <= phases; step++ {
 		t.Run(fmt.Sprint("step ", step), func(t *testing.T) {

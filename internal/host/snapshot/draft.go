@@ -95,7 +95,8 @@ func noSpace(err error, action string) error {
 func (d *Draft) Dir() string { return filepath.Join(d.dir, stateName) }
 
 // Commit makes the draft a snapshot. When it returns without an error the snapshot has
-// reached the disk; otherwise there is none, and the draft is there for Abort.
+// reached the disk, unless it is a Fork; otherwise there is none, and the draft is there for
+// Abort.
 func (d *Draft) Commit(ctx context.Context, m Manifest) (Snapshot, error) {
 	if d.done {
 		return Snapshot{}, fault.New(fault.InvalidState, "the draft of snapshot %s has ended", d.id)
@@ -141,16 +142,26 @@ type phase struct {
 }
 
 // phases are the steps in their order. A process that dies after any of them leaves a draft
-// or the whole snapshot: only the last but one makes it visible, when all of it is on the
-// disk.
+// or the whole snapshot: only the publishing makes it one, when all of it is on the disk.
 func (c *commit) phases() []phase {
+	if !c.manifest.Kind.lasts() {
+		return []phase{
+			{"look at its files", c.inspect},
+			{"write its manifest", c.describe},
+			{"see how large it is", c.weigh},
+			{"publish", c.publish},
+			{"list it", c.list},
+		}
+	}
 	return []phase{
 		{"look at its files", c.inspect},
 		{"checksum and sync its files", c.seal},
 		{"write its manifest", c.describe},
-		{"sync its directories", c.syncDirectories},
+		{"sync its directory", func(context.Context) error { return syncDirectory(c.draft.Dir()) }},
+		{"see how large it is", c.weigh},
 		{"publish", c.publish},
 		{"sync the directory of snapshots", c.syncStore},
+		{"list it", c.list},
 	}
 }
 
@@ -169,11 +180,13 @@ func (c *commit) inspect(context.Context) error {
 		if !info.Mode().IsRegular() {
 			return fmt.Errorf("%s is not a plain file", e.Name())
 		}
-		c.manifest.Files = append(c.manifest.Files, File{
-			Name: e.Name(), Size: info.Size(), CRC32C: make([]uint32, pieces(info.Size())),
-		})
+		file := File{Name: e.Name(), Size: info.Size()}
+		if c.manifest.Kind.lasts() {
+			file.CRC32C = make([]uint32, pieces(info.Size()))
+		}
+		c.manifest.Files = append(c.manifest.Files, file)
 	}
-	return checkFiles(c.manifest.Files)
+	return checkFiles(c.manifest.Kind, c.manifest.Files)
 }
 
 // seal computes the checksums, from the page cache where the files still are, while they
@@ -213,14 +226,14 @@ func (c *commit) describe(context.Context) error {
 	if len(data) > maxManifest {
 		return fault.New(fault.InvalidRequest, "the sandbox's environment is too large for a snapshot")
 	}
-	// This syncs the draft's own directory too.
-	return atomicfile.WriteDurable(filepath.Join(c.draft.dir, manifestName), data, fileMode)
+	write := atomicfile.Write
+	if c.manifest.Kind.lasts() {
+		write = atomicfile.WriteDurable // which syncs the draft's own directory too
+	}
+	return write(filepath.Join(c.draft.dir, manifestName), data, fileMode)
 }
 
-func (c *commit) syncDirectories(context.Context) error {
-	if err := syncDirectory(c.draft.Dir()); err != nil {
-		return err
-	}
+func (c *commit) weigh(context.Context) error {
 	bytes, err := diskUsage(c.draft.dir)
 	c.bytes = bytes
 	return err
@@ -240,6 +253,12 @@ func (c *commit) syncStore(context.Context) error {
 		// Whether the name is on the disk is not known: take it back, and Abort removes it.
 		return errors.Join(err, os.Rename(s.path(d.id), d.dir))
 	}
+	return nil
+}
+
+// list lets everybody see it.
+func (c *commit) list(context.Context) error {
+	s, d := c.draft.store, c.draft
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.drafts, d.id)

@@ -137,6 +137,34 @@ func TestACommittedSnapshotIsThereAfterAReopen(t *testing.T) {
 	}
 }
 
+// One for copies that are waited for is there for the next process, and never trusted later.
+func TestAForkIsThereUnchecked(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	fork := sample
+	fork.Kind = Fork
+	made, err := draft(t, s, "fk1", state).Commit(t.Context(), fork)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, s := range map[string]*Store{"same": s, "reopened": open(t, dir)} {
+		got, err := s.Get("fk1")
+		if err != nil || got.Damaged != "" {
+			t.Fatalf("%s: %+v, %v", name, got, err)
+		}
+		if diff := cmp.Diff(made, got); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+		wantCode(t, s.Verify(t.Context(), "fk1"), fault.InvalidState)
+	}
+	if err := s.Remove("fk1"); err != nil {
+		t.Fatal(err)
+	}
+	if left := names(t, dir); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 func TestSendingEarlyChangesNothing(t *testing.T) {
 	s := open(t, t.TempDir())
 	for _, ends := range []string{"commit", "abort"} {
