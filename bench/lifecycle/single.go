@@ -51,7 +51,7 @@ func (b *bench) inTurns(ctx context.Context, what string, mib int, resumeTarget 
 	var ours, raw figures
 	for i := range b.rounds + 1 { // the first round warms the caches and is not counted
 		var mine, theirs figures
-		if err := g.round(ctx, &mine); err != nil {
+		if err := b.round(ctx, g, &mine); err != nil {
 			return fmt.Errorf("round %d: %w", i, err)
 		}
 		if err := c.round(ctx, &theirs); err != nil {
@@ -101,7 +101,7 @@ func (b *bench) addRatio(what string, ours, raw report.Times, target time.Durati
 }
 
 // round writes a sandbox down while it runs, pauses it and resumes it.
-func (g *guest) round(ctx context.Context, f *figures) error {
+func (b *bench) round(ctx context.Context, g *guest, f *figures) error {
 	began := time.Now()
 	var made api.Template
 	err := g.server.Do(ctx, http.MethodPost, "/v1/snapshots", api.CreateSnapshotRequest{SandboxID: g.id}, &made)
@@ -121,9 +121,23 @@ func (g *guest) round(ctx context.Context, f *figures) error {
 		return err
 	}
 	f.pause = append(f.pause, took)
+	if err := b.cleared(ctx); err != nil {
+		return err
+	}
 	took, err = g.resume(ctx)
 	f.resume = append(f.resume, took)
 	return err
+}
+
+// cleared waits until the processes of the only sandbox, which was paused, have ended. That
+// goes on behind the answer, and a bare container is cleared before its restore is timed.
+func (b *bench) cleared(ctx context.Context) error {
+	return await(ctx, "what was paused has ended", func() error {
+		if n, err := descendants(b.server.Pid()); n > 0 || err != nil {
+			return errors.Join(err, fmt.Errorf("it has %d processes", n))
+		}
+		return nil
+	})
 }
 
 // shareDaemon lets bare containers have the guest daemon that every sandbox has.
