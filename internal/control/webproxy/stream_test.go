@@ -17,6 +17,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/wrenn-sandbox/wrenn/internal/control/sandbox"
+	"github.com/wrenn-sandbox/wrenn/internal/relay/relaytest"
 )
 
 const boxHost = "3000-" + boxID + ".localhost"
@@ -256,6 +257,21 @@ func TestStreamsAreFlushedAtOnce(t *testing.T) {
 		}
 		next <- struct{}{}
 	}
+}
+
+func TestEveryHTTP(t *testing.T) {
+	relaytest.Run(t, func(t *testing.T, server http.Handler) (string, *http.Client) {
+		prefix := "/proxy/" + boxID + "/3000"
+		b := newBench(t, func(w http.ResponseWriter, r *http.Request) { http.StripPrefix(prefix, server).ServeHTTP(w, r) }, nil)
+		front := b.front.Listener.Addr().String()
+		transport := &http.Transport{
+			DisableKeepAlives: true, DisableCompression: true,
+			DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, network, front)
+			},
+		}
+		return "http://" + boxHost, &http.Client{Transport: transport}
+	})
 }
 
 func TestBodiesAndTrailers(t *testing.T) {

@@ -6,8 +6,16 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/wrenn-sandbox/wrenn/internal/relay/relaytest"
 	"github.com/wrenn-sandbox/wrenn/internal/webroute"
 )
+
+func TestEveryHTTP(t *testing.T) {
+	relaytest.Run(t, func(t *testing.T, server http.Handler) (string, *http.Client) {
+		b := withApp(t, server, Config{})
+		return b.front.URL + b.prefix(), b.client
+	})
+}
 
 // The application gets what the client sent, byte for byte, and answers to the client.
 func TestRequestsArriveAsTheyWereSent(t *testing.T) {
