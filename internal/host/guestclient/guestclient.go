@@ -122,7 +122,7 @@ func (c *Client) ReadFile(ctx context.Context, path, user string) (body io.ReadC
 	if err != nil {
 		return nil, 0, err
 	}
-	resp, err := c.do(c.files, req)
+	resp, err := c.ask(c.files, req)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -275,7 +275,11 @@ func (t tokenHeader) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 			ctx, cancel = context.WithTimeout(ctx, answerTime)
 			defer cancel()
 		}
-		return next(ctx, req)
+		resp, err := next(ctx, req)
+		if reading[req.Spec().Procedure] && unanswered(ctx, err) {
+			return next(ctx, req)
+		}
+		return resp, err
 	}
 }
 

@@ -37,7 +37,7 @@ func (c *Client) Ports(ctx context.Context) ([]Listening, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp, err := c.do(c.rpc, req)
+	resp, err := c.ask(c.rpc, req)
 	if err != nil {
 		return nil, err
 	}
