@@ -168,12 +168,20 @@ func (l *launch) awaitGuest(ctx context.Context) error {
 	ctx, stop := l.s.whileRunning(ctx, l.id)
 	defer stop()
 	if err := guest.WaitReady(ctx); err != nil {
+		if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+			err = errors.Join(errDeaf, err)
+		}
 		return errors.Join(context.Cause(ctx), err)
 	}
 	l.run.guest = guest
 	l.run.place.arrive()
 	return nil
 }
+
+// errDeaf is of a guest that runs and does not answer.
+var errDeaf = fault.New(fault.DeadlineExceeded, "the sandbox started, but the daemon in it did not answer in time: "+
+	"something in it had stopped the daemon or taken its network down before it was written down, or the host is overloaded; "+
+	"try again, or go on from an earlier snapshot")
 
 // errEnded is why nobody waits any longer for a guest that is gone.
 var errEnded = fault.New(fault.AgentError, "the sandbox ended meanwhile")

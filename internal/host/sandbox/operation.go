@@ -46,6 +46,9 @@ func carryOut[T any](ctx context.Context, op *operation, of T, phases []phase[T]
 		if err := p.run(of, ctx); err != nil {
 			if ctx.Err() != nil {
 				cause := context.Cause(ctx)
+				if errors.Is(cause, context.DeadlineExceeded) {
+					cause = late(err, p.name)
+				}
 				err = fault.Wrap(err, fault.CodeOf(cause), "%s", fault.MessageOf(cause))
 			}
 			if noProcess(err) {
@@ -57,6 +60,14 @@ func carryOut[T any](ctx context.Context, op *operation, of T, phases []phase[T]
 		op.at(p.key)
 	}
 	return nil
+}
+
+// late is what people are told of a phase that could not be ended in time.
+func late(err error, name string) error {
+	if errors.Is(err, errDeaf) {
+		return errDeaf
+	}
+	return fault.New(fault.DeadlineExceeded, "could not %s in time; the host may be overloaded, try again in a moment", name)
 }
 
 // noProcess says whether a program was not started because the host's process table, or the

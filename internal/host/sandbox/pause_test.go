@@ -1,12 +1,14 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
@@ -275,5 +277,38 @@ func TestASandboxThatDiesCanBeResumedFromItsPause(t *testing.T) {
 	}
 	if sb, err := s.Resume(t.Context(), idA, 0); err != nil || sb.Status != Running || sb.Reason != "" {
 		t.Errorf("%+v, %v", sb, err)
+	}
+}
+
+// Who resumes a guest that does not answer any more hears that it is that, and may try again.
+func TestResumeOfADeafGuestSaysSo(t *testing.T) {
+	m := newMachine()
+	s := m.open(t, t.TempDir())
+	if _, err := s.Create(t.Context(), request(idA)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Pause(t.Context(), idA); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the pause is cleared", func() bool { return s.idle(idA) })
+	for step, says := range map[string]string{"guest": "the daemon in it did not answer", "slow": "could not start the runtime in time"} {
+		if step == "slow" {
+			m.hold = make(chan struct{})
+		} else {
+			m.setFailure(step, errors.New("deaf"))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		_, err := s.Resume(ctx, idA, 0)
+		cancel()
+		if !fault.Is(err, fault.DeadlineExceeded) || !strings.Contains(fault.MessageOf(err), says) {
+			t.Errorf("%s: %v", step, err)
+		}
+		m.mu.Lock()
+		clear(m.fail)
+		m.hold = nil
+		m.mu.Unlock()
+	}
+	if _, err := s.Resume(t.Context(), idA, 0); err != nil {
+		t.Error(err)
 	}
 }
