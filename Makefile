@@ -68,7 +68,7 @@ image: setup build ## Build the base image into .cache/images, unless it is ther
 	@bin/wrenn image build --image-dir .cache/images
 
 .PHONY: test
-test: image test/sdk/node_modules ## Run all tests, the ones on real sandboxes too (root)
+test: image test/sdk/node_modules bin/tools/pebble ## Run all tests, the ones on real sandboxes too (root)
 	@scripts/setup test
 	go test -timeout $(TEST_TIMEOUT) $(UNIT_TESTS)
 	go test -timeout $(TEST_TIMEOUT) -count=1 -p 1 $(SYSTEM_TESTS)
@@ -181,6 +181,12 @@ bin/tools/oapi-codegen: PKG := github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-
 bin/tools/%: tools/go.mod tools/go.sum
 	@echo 'building $@'
 	@cd tools && $(GO_BUILD) -o ../$@ $(PKG)
+	@touch $@
+
+# The certificate authority that test/acme lets issue certificates.
+bin/tools/pebble: tools/acme/go.mod tools/acme/go.sum
+	@echo 'building $@'
+	@cd tools/acme && $(GO_BUILD) -o ../../$@ github.com/letsencrypt/pebble/v2/cmd/pebble
 	@touch $@
 
 bin/golangci-lint: tools/lint/go.mod tools/lint/go.sum
