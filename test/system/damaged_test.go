@@ -1,6 +1,7 @@
 package system_test
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -11,7 +12,7 @@ import (
 // A paused sandbox whose state on the disk was changed, or cut short, is not resumed from
 // it: it stays paused, and the error says what is wrong. Repaired, it goes on.
 func TestDamagedState(t *testing.T) {
-	p := ownProgram(t, t.TempDir())
+	p := ownProgram(t, t.TempDir(), "--snapshot-max-count", "1")
 	s := newSandbox(t, p, nil)
 	s.counts(t)
 	n := s.count(t)
@@ -53,4 +54,40 @@ func TestDamagedState(t *testing.T) {
 	}
 	s.do(t, "/resume", nil, http.StatusOK)
 	s.goesOn(t, n)
+	s.snapshotRots(t)
+}
+
+// snapshotRots makes a snapshot, damages it, and looks that it is shown as that; and that it
+// goes when there is a newer one, of which its server, p, keeps one.
+func (s *sandbox) snapshotRots(t *testing.T) {
+	t.Helper()
+	p := s.p
+	if a := p.call(t, http.MethodPost, "/v1/snapshots", object{"sandbox_id": s.id, "name": "rotten"}); a.status != http.StatusCreated {
+		t.Fatalf("snapshot: %d %s", a.status, a.body)
+	}
+	memory := globs(p.dataDir + "/snapshots/sn*/state/pages.img")
+	if len(memory) != 1 {
+		t.Fatalf("the snapshot is %v", memory)
+	}
+	if err := os.Truncate(memory[0], 1); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // once found, it is known
+		a := p.call(t, http.MethodPost, "/v1/sandboxes", object{"template": "rotten"})
+		if _, message := a.fault(t); a.status != http.StatusInternalServerError || !strings.Contains(message, "damaged") {
+			t.Errorf("create answered %d: %s", a.status, a.body)
+		}
+	}
+	if a := p.call(t, http.MethodGet, "/v1/snapshots", nil); !strings.Contains(string(a.body), `"damaged":true`) {
+		t.Errorf("the list does not say it: %s", a.body)
+	}
+	if a := p.call(t, http.MethodPost, "/v1/snapshots", object{"sandbox_id": s.id, "name": "fresh"}); a.status != http.StatusCreated {
+		t.Fatalf("snapshot: %d %s", a.status, a.body)
+	}
+	eventually(t, settleLimit, func() error {
+		if a := p.call(t, http.MethodGet, "/v1/snapshots", nil); strings.Contains(string(a.body), "rotten") || !strings.Contains(string(a.body), "fresh") {
+			return fmt.Errorf("there are %s", a.body)
+		}
+		return nil
+	})
 }
