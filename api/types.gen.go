@@ -232,7 +232,8 @@ type CreateSandboxRequest struct {
 	Metadata map[string]string `json:"metadata,omitempty,omitzero"`
 
 	// OnTimeout What happens when the idle timeout or the deadline passes: the sandbox is paused, with everything in it, or
-	// it is killed.
+	// it is killed. One that cannot be paused runs on, says so in its `reason`, and is tried again; 24 hours after
+	// its deadline it is killed, unless the host is what keeps it from being paused.
 	OnTimeout OnTimeout `json:"on_timeout,omitempty,omitzero"`
 
 	// Template What the sandbox is made from, `base` or the name or id of a snapshot.
@@ -482,7 +483,8 @@ type MoveFileRequest struct {
 }
 
 // OnTimeout What happens when the idle timeout or the deadline passes: the sandbox is paused, with everything in it, or
-// it is killed.
+// it is killed. One that cannot be paused runs on, says so in its `reason`, and is tried again; 24 hours after
+// its deadline it is killed, unless the host is what keeps it from being paused.
 type OnTimeout string
 
 // Path An absolute path, or one relative to the user's home.
@@ -606,7 +608,8 @@ type Sandbox struct {
 	Metadata map[string]string `json:"metadata"`
 
 	// OnTimeout What happens when the idle timeout or the deadline passes: the sandbox is paused, with everything in it, or
-	// it is killed.
+	// it is killed. One that cannot be paused runs on, says so in its `reason`, and is tried again; 24 hours after
+	// its deadline it is killed, unless the host is what keeps it from being paused.
 	OnTimeout OnTimeout `json:"on_timeout"`
 
 	// PausedAt When the state that the sandbox can be resumed from was written down. While it runs, that is the state
@@ -704,7 +707,8 @@ type TimeoutRequest struct {
 	DeadlineSec *int64 `json:"deadline_sec,omitempty"`
 
 	// OnTimeout What happens when the idle timeout or the deadline passes: the sandbox is paused, with everything in it, or
-	// it is killed.
+	// it is killed. One that cannot be paused runs on, says so in its `reason`, and is tried again; 24 hours after
+	// its deadline it is killed, unless the host is what keeps it from being paused.
 	OnTimeout OnTimeout `json:"on_timeout,omitempty,omitzero"`
 
 	// TimeoutSec Idle timeout in seconds, 0 for none.
