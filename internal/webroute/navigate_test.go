@@ -147,6 +147,56 @@ func FuzzRewrite(f *testing.F) {
 	})
 }
 
+func TestConfine(t *testing.T) {
+	const known = "/absproxy/" + id + "/3000"
+	for _, c := range []struct{ name, sent, want string }{
+		{"Location", known + "/x?y", known + "/x?y"},
+		{"Location", known, known},
+		{"Location", known + "1", known + known + "1"},
+		{"Location", "/login", known + "/login"},
+		{"Location", "/\\evil.example", known + "/\\evil.example"},
+		{"Location", "x/y", "x/y"},
+		{"Location", "", ""},
+		{"Location", "//example.org/x", "//example.org/x"},
+		{"Location", "https://example.org/x", "https://example.org/x"},
+		{"Refresh", "0; url=/x", "0; url=" + known + "/x"},
+		{"Set-Cookie", "a=b; Path=/; Secure", "a=b; Path=" + known + "/; Secure"},
+		{"Set-Cookie", "a=b; Path=" + known + "/", "a=b; Path=" + known + "/"},
+		{"Set-Cookie", "a=b", "a=b"},
+	} {
+		h := http.Header{c.name: {c.sent}}
+		Confine(h, known)
+		if got := h.Get(c.name); got != c.want {
+			t.Errorf("%s: %q is %q, not %q", c.name, c.sent, got, c.want)
+		}
+	}
+}
+
+// Whatever an application says passes the host and the control floor, and must then neither
+// lead out of the prefix on this origin nor change when it is confined again.
+func FuzzConfine(f *testing.F) {
+	const known = "/absproxy/" + id + "/3000"
+	for _, s := range []string{"/x", "//x", known + "/x", "/../x", "/\\x", "/./x", "http://localhost:3000/x", "0;url=/x"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, v string) {
+		for _, name := range []string{"Location", "Refresh", "Set-Cookie"} {
+			h := http.Header{name: {v}}
+			Rewrite(h, app)
+			Strip(h, prefix)
+			Confine(h, known)
+			once := h.Get(name)
+			if name == "Location" && strings.HasPrefix(once, "/") && !strings.HasPrefix(once, "//") && !strings.HasPrefix(once, known) {
+				t.Fatalf("%q is %q, out of the prefix", v, once)
+			}
+			Confine(h, known)
+			if twice := h.Get(name); twice != once {
+				t.Fatalf("%s %q is %q, and %q when it is done again", name, v, once, twice)
+			}
+		}
+	})
+}
+
 func FuzzIsControl(f *testing.F) {
 	f.Add("/%69nit")
 	f.Add("/a/../init")

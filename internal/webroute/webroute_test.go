@@ -188,7 +188,14 @@ func FuzzSplit(f *testing.F) {
 	f.Add("/proxy/" + id + "/80/a//b")
 	f.Add("/proxy/" + id + "/80")
 	f.Add("/proxy/../1")
+	f.Add("/absproxy/" + id + "/80/a//b")
 	f.Fuzz(func(t *testing.T, p string) {
+		if whole, prefix, err := SplitWhole(p); err == nil {
+			rest, inside := strings.CutPrefix(p, prefix)
+			if prefix != wholeRoot+strings.TrimPrefix(whole.Prefix(), root) || !inside || rest != "" && rest[0] != '/' || !IsWhole(p) {
+				t.Fatalf("SplitWhole(%q) = %v, %q", p, whole, prefix)
+			}
+		}
 		target, rest, err := Split(p)
 		if err == nil && (target.Prefix()+rest != p || rest != "" && rest[0] != '/') {
 			t.Fatalf("Split(%q) = %v, %q", p, target, rest)

@@ -165,6 +165,20 @@ func TestPortsOnTheWeb(t *testing.T) {
 		t.Errorf("the redirect leads to %q", resp.Header.Get("Location"))
 	}
 	s.checkAnnounced(t)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, strings.Replace(p.url, "127.0.0.1", "localhost", 1)+"/by-header", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("E2b-Sandbox-Id", s.id)
+	req.Header.Set("E2b-Sandbox-Port", "8000")
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: requestLimit}).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got := text(t, resp); got != "/by-header for "+req.URL.Host {
+		t.Errorf("by routing headers there is %q", got)
+	}
 	ports := p.call(t, http.MethodGet, s.path("/ports"), nil)
 	for _, part := range []string{`"port":8000`, `"127.0.0.1"`, `"name":"python3"`, `"url":"http://` + s.host(t) + `/"`} {
 		if !strings.Contains(string(ports.body), part) {

@@ -52,14 +52,14 @@ type devServer struct {
 func TestVite(t *testing.T) {
 	devServer{
 		dir: "vite", port: vitePort, changing: "greeting.js", secondAt: "/second.html", slash: true,
-		start: `exec node node_modules/vite/bin/vite.js --host 127.0.0.1 --strictPort --port "$PORT" --base "$BASE/"`,
+		start: `exec node node_modules/vite/bin/vite.js --strictPort --port "$PORT" --base "$BASE/"`,
 	}.test(t)
 }
 
 func TestNext(t *testing.T) {
 	devServer{
 		dir: "next", port: nextPort, changing: "app/greeting.js", secondAt: "/second",
-		start: `BASE_PATH="$BASE" NEXT_TELEMETRY_DISABLED=1 exec node node_modules/next/dist/bin/next dev --hostname 127.0.0.1 --port "$PORT"`,
+		start: `BASE_PATH="$BASE" NEXT_TELEMETRY_DISABLED=1 exec node node_modules/next/dist/bin/next dev --port "$PORT"`,
 	}.test(t)
 }
 

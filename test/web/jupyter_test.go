@@ -78,8 +78,8 @@ func TestJupyter(t *testing.T) {
 			p := w.browser.newTab(t)
 			runNotebook(t, p, way.address, way.base)
 			o := w.openTerminal(t, id)
-			o.isQuick(t, "beside an idle notebook")
-			whilePrinting(t, w, p, id, func() { o.isQuick(t, "beside a cell that prints") })
+			o.isQuick(t, manyKeys, echoLimit, "beside an idle notebook")
+			whilePrinting(t, w, p, id, func() { o.isQuick(t, manyKeys, echoLimit, "beside a cell that prints") })
 		})
 	}
 	if err := w.server.Remove(t.Context(), id); err != nil {

@@ -340,6 +340,31 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// What is known of sandboxes is bounded; those that somebody talks to stay.
+func TestGuestsAreForgotten(t *testing.T) {
+	g := newGuests(1, 0)
+	talked := g.learn(sandbox.Sandbox{ID: "sbtalked"}, now())
+	v, err := talked.enter(func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := g.learn(sandbox.Sandbox{ID: "sbold"}, now())
+	for i := range 2 * maxGuests {
+		g.learn(sandbox.Sandbox{ID: fmt.Sprint("sb", i)}, now())
+	}
+	if n := len(g.all()); n != maxGuests {
+		t.Errorf("%d are known", n)
+	}
+	if g.get("sbtalked") != talked || g.get(old.id) != nil {
+		t.Error("the wrong ones were forgotten")
+	}
+	v.leave()
+	g.remove("sbtalked")
+	if g.get("sbtalked") != nil || len(g.all()) != maxGuests-1 {
+		t.Error("one that has ended is still known")
+	}
+}
+
 func TestMetrics(t *testing.T) {
 	b := newBench(t, echo, nil)
 	_ = decode(t, ask(t, b.front, http.MethodGet, boxHost, "/"))

@@ -16,6 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 PORT = int(sys.argv[1])
 # How long a stream waits for its next tick, in seconds.
 PATIENCE = 60
+# In what pieces a large body is sent, in bytes.
+PIECE = 64 << 10
 # What a WebSocket key is hashed with (RFC 6455, section 1.3).
 WEBSOCKET_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -57,7 +59,7 @@ class App(BaseHTTPRequestHandler):
         elif url.path in ("/echo", "/cookies/seen", "/seen"):
             self.send(self.seen(), "application/json")
         elif url.path == "/bytes":
-            self.send("x" * int(query["n"]), "text/plain")
+            self.bytes(int(query["n"]))
         elif url.path == "/clock":
             self.clock(query["id"])
         elif url.path == "/tick":
@@ -85,6 +87,17 @@ class App(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+    def bytes(self, n):
+        """So many of them, made only as they are taken."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(n))
+        self.end_headers()
+        piece = b"x" * PIECE
+        for _ in range(n // PIECE):
+            self.wfile.write(piece)
+        self.wfile.write(piece[:n % PIECE])
 
     def redirect(self, query):
         host, guest = self.headers["Host"], self.connection.getsockname()[0]
