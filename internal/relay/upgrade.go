@@ -96,7 +96,7 @@ func Ask(ctx context.Context, conn net.Conn, out *http.Request, protocol string,
 		limited.N = math.MaxInt64 // what follows is not the header
 		return &Upgrade{Response: resp, conn: conn, reader: reader, protocol: protocol}, nil
 	}
-	return nil, errors.New("too many answers before the real one")
+	return nil, errInterim
 }
 
 // Drop gives up the answer of a server.

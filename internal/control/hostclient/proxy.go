@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/relay"
 )
 
 const (
@@ -26,8 +28,8 @@ const (
 // flow control in which a download that stalls would hold up every terminal. It is safe for
 // concurrent use.
 type ProxyTransport struct {
-	http *http.Transport
-	dial func(ctx context.Context) (net.Conn, error)
+	direct relay.Direct
+	dial   func(ctx context.Context) (net.Conn, error)
 }
 
 // NewProxyTransport returns a transport for the host agent that listens on a Unix socket.
@@ -36,24 +38,26 @@ func NewProxyTransport(socketPath string) *ProxyTransport {
 	dial := func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "unix", socketPath) }
 	h1 := new(http.Protocols)
 	h1.SetHTTP1(true)
+	dialAny := func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }
+	rest := &http.Transport{
+		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		Protocols:              h1,
+		MaxIdleConns:           proxyIdleConns,
+		MaxIdleConnsPerHost:    proxyIdleConns,
+		IdleConnTimeout:        proxyIdleTimeout,
+		MaxResponseHeaderBytes: maxProxyHeader,
+		ExpectContinueTimeout:  continueTimeout,
+		DisableCompression:     true, // bodies pass as they are
+	}
 	return &ProxyTransport{
-		dial: dial,
-		http: &http.Transport{
-			DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
-			Protocols:              h1,
-			MaxIdleConns:           proxyIdleConns,
-			MaxIdleConnsPerHost:    proxyIdleConns,
-			IdleConnTimeout:        proxyIdleTimeout,
-			MaxResponseHeaderBytes: maxProxyHeader,
-			ExpectContinueTimeout:  continueTimeout,
-			DisableCompression:     true, // bodies pass as they are
-		},
+		dial:   dial,
+		direct: relay.Direct{Dial: dialAny, Rest: rest, MaxHeader: maxProxyHeader, IdleTime: proxyIdleTimeout, MaxIdle: proxyIdleConns},
 	}
 }
 
 // RoundTrip implements http.RoundTripper. It never follows a redirect.
 func (t *ProxyTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	return t.http.RoundTrip(r)
+	return t.direct.RoundTrip(r)
 }
 
 // Dial returns a new connection to the agent, for one that is about to be upgraded: no pool
@@ -61,4 +65,4 @@ func (t *ProxyTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 func (t *ProxyTransport) Dial(ctx context.Context) (net.Conn, error) { return t.dial(ctx) }
 
 // Close closes the connections that nobody uses. What is under way goes on.
-func (t *ProxyTransport) Close() { t.http.CloseIdleConnections() }
+func (t *ProxyTransport) Close() { t.direct.CloseIdleConnections() }

@@ -56,7 +56,7 @@ var (
 // left over of them ends with it. It is safe for concurrent use.
 type guest struct {
 	run       run
-	transport *http.Transport
+	transport *relay.Direct
 	dialer    net.Dialer
 	maxOpen   int
 	// runs reports whether the run goes on.
@@ -79,17 +79,9 @@ func newGuest(r run, maxOpen int, answerTime time.Duration, runs func() bool) *g
 	g.life, g.end = context.WithCancel(context.Background())
 	h1 := new(http.Protocols)
 	h1.SetHTTP1(true)
-	g.transport = &http.Transport{
+	rest := &http.Transport{
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			_, port, err := net.SplitHostPort(address)
-			if err != nil {
-				return nil, err
-			}
-			n, err := strconv.ParseUint(port, 10, 16)
-			if err != nil {
-				return nil, err
-			}
-			return g.dial(ctx, uint16(n))
+			return g.dialAddress(ctx, address)
 		},
 		Protocols:              h1,
 		MaxIdleConns:           maxIdle,
@@ -102,7 +94,28 @@ func newGuest(r run, maxOpen int, answerTime time.Duration, runs func() bool) *g
 		WriteBufferSize:        connBuffer,
 		DisableCompression:     true, // bodies pass as they are
 	}
+	g.transport = &relay.Direct{
+		Dial: g.dialAddress, Rest: rest,
+		MaxHeader: maxAnswerHeader, AnswerTime: answerTime, IdleTime: idleTimeout, MaxIdle: maxIdlePerPort,
+	}
 	return g
+}
+
+// dialAddress is dial for an address of which only the port counts.
+func (g *guest) dialAddress(ctx context.Context, address string) (net.Conn, error) {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return nil, err
+	}
+	c, err := g.dial(ctx, uint16(n))
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // dial connects to a port of the guest, whatever else a request names.

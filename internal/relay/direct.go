@@ -1,0 +1,320 @@
+package relay
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Direct carries requests that have no body, on connections of its own, in the goroutine of
+// the caller. http.Transport has two goroutines for every connection; to wake one after the
+// other costs more than everything else that passing a small request on does. Requests that
+// it is not made for go to Rest. It is safe for concurrent use.
+type Direct struct {
+	// Dial makes a connection to a host and port.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// Rest carries all other requests.
+	Rest http.RoundTripper
+	// MaxHeader bounds the header of an answer, in bytes.
+	MaxHeader int64
+	// AnswerTime bounds how long an answer may take to begin; 0: for ever.
+	AnswerTime time.Duration
+	// IdleTime is how long a connection is kept that nobody uses, and MaxIdle how many to one
+	// address.
+	IdleTime time.Duration
+	MaxIdle  int
+
+	mu   sync.Mutex
+	idle map[string][]*directConn // the latest last
+}
+
+// directConn is a connection and what its answers are read through.
+type directConn struct {
+	net.Conn
+	owner   *Direct
+	address string
+	limit   io.LimitedReader
+	reader  *bufio.Reader
+	expiry  *time.Timer // nil until it was idle
+}
+
+// directBuffer is what headers are read and written through, in bytes. Large bodies pass it by.
+const directBuffer = 4 << 10
+
+var requestWriters = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, directBuffer) }}
+
+// RoundTrip implements http.RoundTripper. It never follows a redirect.
+func (d *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
+	if !direct(r) {
+		return d.Rest.RoundTrip(r)
+	}
+	for {
+		c, used, err := d.connect(r)
+		if err != nil {
+			return nil, err
+		}
+		resp, begun, err := c.roundTrip(r)
+		if err == nil {
+			return resp, nil
+		}
+		// Its server may have closed it when nobody looked; the next may be a new one.
+		if !used || begun || r.Context().Err() != nil {
+			return nil, err
+		}
+	}
+}
+
+// direct says whether a request has nothing in it but a header, and may be sent again when
+// the server has not answered.
+func direct(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+	default:
+		return false
+	}
+	return r.URL.Scheme == "http" && (r.Body == nil || r.Body == http.NoBody) && r.Header.Get("Expect") == ""
+}
+
+// connect returns a connection, and whether it was used before.
+func (d *Direct) connect(r *http.Request) (c *directConn, used bool, err error) {
+	for c := d.take(r.URL.Host); c != nil; c = d.take(r.URL.Host) {
+		if c.quiet() {
+			return c, true, nil
+		}
+		_ = c.Close() // its server closed it
+	}
+	conn, err := d.Dial(r.Context(), r.URL.Host)
+	if err != nil {
+		return nil, false, err
+	}
+	c = &directConn{Conn: conn, owner: d, address: r.URL.Host, limit: io.LimitedReader{R: conn}}
+	c.reader = bufio.NewReaderSize(&c.limit, directBuffer)
+	return c, false, nil
+}
+
+// take returns the connection that was used last.
+func (d *Direct) take(address string) *directConn {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := d.idle[address]
+	if len(list) == 0 {
+		return nil
+	}
+	c := list[len(list)-1]
+	list[len(list)-1] = nil
+	if d.idle[address] = list[:len(list)-1]; len(list) == 1 {
+		delete(d.idle, address)
+	}
+	c.expiry.Stop()
+	return c
+}
+
+// keep takes a connection back, or closes it.
+func (d *Direct) keep(c *directConn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.idle[c.address]) >= d.MaxIdle {
+		_ = c.Close()
+		return
+	}
+	if d.idle == nil {
+		d.idle = map[string][]*directConn{}
+	}
+	d.idle[c.address] = append(d.idle[c.address], c)
+	if c.expiry == nil {
+		c.expiry = time.AfterFunc(d.IdleTime, c.expire)
+	} else {
+		c.expiry.Reset(d.IdleTime)
+	}
+}
+
+// expire closes a connection that is still idle.
+func (c *directConn) expire() {
+	d := c.owner
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := d.idle[c.address]
+	for i, other := range list {
+		if other == c {
+			if d.idle[c.address] = append(list[:i:i], list[i+1:]...); len(list) == 1 {
+				delete(d.idle, c.address)
+			}
+			_ = c.Close()
+			return
+		}
+	}
+}
+
+// CloseIdleConnections closes the connections that nobody uses, those of Rest too.
+func (d *Direct) CloseIdleConnections() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, list := range d.idle {
+		for _, c := range list {
+			c.expiry.Stop()
+			_ = c.Close()
+		}
+	}
+	d.idle = nil
+	if rest, ok := d.Rest.(interface{ CloseIdleConnections() }); ok {
+		rest.CloseIdleConnections()
+	}
+}
+
+// quiet says whether an idle connection is open and has nothing to say.
+func (c *directConn) quiet() bool {
+	sc, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	quiet := false
+	err = raw.Control(func(fd uintptr) {
+		var one [1]byte
+		_, _, err := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		quiet = errors.Is(err, unix.EAGAIN)
+	})
+	return quiet && err == nil
+}
+
+// roundTrip sends a request and reads the header of its answer. begun is whether any of that
+// has come. After an error the connection is closed.
+func (c *directConn) roundTrip(r *http.Request) (_ *http.Response, begun bool, err error) {
+	ctx := r.Context()
+	// It is closed and not merely told that its time is over, since there are other deadlines.
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer func() {
+		if err != nil {
+			stop()
+			_ = c.Close()
+			if cause := context.Cause(ctx); cause != nil {
+				err = cause
+			}
+		}
+	}()
+	w := requestWriters.Get().(*bufio.Writer)
+	w.Reset(c.Conn)
+	err = r.Write(w)
+	if err == nil {
+		err = w.Flush()
+	}
+	w.Reset(nil)
+	requestWriters.Put(w)
+	if err != nil {
+		return nil, false, err
+	}
+	resp, err := c.answer(r)
+	if err != nil {
+		return nil, c.limit.N < c.owner.MaxHeader, err
+	}
+	resp.Request = r
+	body := &directBody{ReadCloser: resp.Body, conn: c, stop: stop, ctx: ctx}
+	body.reusable = !resp.Close && resp.StatusCode != http.StatusSwitchingProtocols
+	if resp.Body == http.NoBody {
+		body.end(true)
+		return resp, true, nil
+	}
+	resp.Body = body
+	return resp, true, nil
+}
+
+// answer reads headers until that of the real answer.
+func (c *directConn) answer(r *http.Request) (*http.Response, error) {
+	if t := c.owner.AnswerTime; t > 0 {
+		if err := c.SetReadDeadline(time.Now().Add(t)); err != nil {
+			return nil, err
+		}
+	}
+	c.limit.N = c.owner.MaxHeader
+	trace := httptrace.ContextClientTrace(r.Context())
+	for range maxInterim {
+		resp, err := http.ReadResponse(c.reader, r)
+		if err != nil {
+			if c.limit.N <= 0 {
+				err = errLongHeader
+			}
+			return nil, err
+		}
+		if interim(resp.StatusCode) {
+			if trace != nil && trace.Got1xxResponse != nil {
+				if err := trace.Got1xxResponse(resp.StatusCode, textproto.MIMEHeader(resp.Header)); err != nil {
+					return nil, err
+				}
+			}
+			continue
+		}
+		c.limit.N = math.MaxInt64 // what follows is not the header
+		if c.owner.AnswerTime > 0 {
+			return resp, c.SetReadDeadline(time.Time{})
+		}
+		return resp, nil
+	}
+	return nil, errInterim
+}
+
+// interim says whether the real answer is still to come.
+func interim(status int) bool {
+	return status >= http.StatusContinue && status < http.StatusOK && status != http.StatusSwitchingProtocols
+}
+
+var (
+	errLongHeader = errors.New("the header of the answer is too long")
+	errInterim    = errors.New("too many answers before the real one")
+)
+
+// directBody is the body of an answer. With its end the connection is free again.
+type directBody struct {
+	io.ReadCloser
+	conn     *directConn
+	ctx      context.Context
+	stop     func() bool
+	reusable bool
+	ended    bool
+}
+
+// Read implements io.Reader.
+func (b *directBody) Read(p []byte) (int, error) {
+	if b.ended {
+		return 0, io.EOF
+	}
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		b.end(errors.Is(err, io.EOF))
+		if cause := context.Cause(b.ctx); cause != nil && !errors.Is(err, io.EOF) {
+			err = cause
+		}
+	}
+	return n, err
+}
+
+// Close implements io.Closer. Nobody waits for what was not read.
+func (b *directBody) Close() error {
+	if !b.ended {
+		b.end(false)
+	}
+	return nil
+}
+
+// end gives the connection back when all of an answer was read from it, or closes it.
+func (b *directBody) end(whole bool) {
+	b.ended = true
+	if b.stop() && whole && b.reusable && b.conn.reader.Buffered() == 0 {
+		b.conn.owner.keep(b.conn)
+		return
+	}
+	_ = b.conn.Close()
+}
