@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	filesystempb "github.com/wrenn-sandbox/wrenn/proto/guest/filesystem"
 	processpb "github.com/wrenn-sandbox/wrenn/proto/guest/process"
 )
@@ -219,6 +222,64 @@ func TestComposeOnAFullDisk(t *testing.T) {
 	g.want(t, resp, body, 507, "not enough disk space")
 	onlyEntries(t, full)
 	onlyEntries(t, dir, "f")
+}
+
+// Files are never held in memory, neither of them that come nor of them that go.
+func TestFilesNeedLittleMemory(t *testing.T) {
+	g := newGuest(t)
+	const size, little = 64 << 20, 16 << 20 // in bytes
+	path := memoryDir(t) + "/f"
+	for _, zipped := range []string{"identity", "gzip"} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		resp, body := g.do(t, "POST", at(path), io.LimitReader(zeros{}, size), "Content-Type", octets)
+		g.want(t, resp, body, 200, "")
+		req, err := http.NewRequestWithContext(within(t), http.MethodGet, g.url+at(path), http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Accept-Encoding", zipped)
+		resp, err = g.http.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || zipped == "identity" && n != size || n == 0 {
+			t.Errorf("%s: %d bytes came, %v", zipped, n, err)
+		}
+		runtime.ReadMemStats(&after)
+		if took := after.TotalAlloc - before.TotalAlloc; took > little {
+			t.Errorf("%s: %d bytes were allocated for a file of %d, both ways", zipped, took, size)
+		}
+	}
+}
+
+// zeros never ends.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// The patience with an upload is for its next bytes, not for all of it.
+func TestUploadThatBringsNothing(t *testing.T) {
+	const idle = 50 * time.Millisecond
+	failed := make(chan error, 1)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, &impatientReader{body: r.Body, control: http.NewResponseController(w), idle: idle})
+		failed <- uploadError(err)
+	}))
+	defer front.Close()
+	g := &guest{url: front.URL}
+	conn := g.half(t, "/files", []byte("begins"))
+	select {
+	case err := <-failed:
+		if !fault.Is(err, fault.InvalidRequest) || !strings.Contains(fault.MessageOf(err), "nothing of the upload came") {
+			t.Errorf("%v", err)
+		}
+	case <-time.After(patience):
+		t.Error("it is waited for")
+	}
+	_ = conn.Close()
 }
 
 // A relative path is the home's wherever one can be given, whatever the default directory.

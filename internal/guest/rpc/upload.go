@@ -69,7 +69,7 @@ func (s *Server) receive(w http.ResponseWriter, r *http.Request) error {
 	control := http.NewResponseController(w)
 	// The connection may serve other requests, at their own pace.
 	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
-	body, err := decoded(&impatientReader{body: r.Body, control: control}, r.Header)
+	body, err := decoded(&impatientReader{body: r.Body, control: control, idle: uploadIdle}, r.Header)
 	if err != nil {
 		return uploadError(err)
 	}
@@ -117,16 +117,17 @@ func uploadError(err error) error {
 	return fault.Wrap(err, fault.InvalidRequest, "the upload ended before it was complete; nothing was written")
 }
 
-// impatientReader fails a read that brings nothing for uploadIdle.
+// impatientReader fails a read that brings nothing for idle.
 type impatientReader struct {
 	body    io.Reader
 	control *http.ResponseController
+	idle    time.Duration
 	ended   bool // the whole body was read
 }
 
 func (r *impatientReader) Read(p []byte) (int, error) {
 	// Where deadlines are not supported, the client's patience has to do.
-	_ = r.control.SetReadDeadline(time.Now().Add(uploadIdle))
+	_ = r.control.SetReadDeadline(time.Now().Add(r.idle))
 	n, err := r.body.Read(p)
 	r.ended = errors.Is(err, io.EOF)
 	return n, err
