@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -276,48 +275,6 @@ func TestWhoAsksIsToldAndNotBelieved(t *testing.T) {
 	}
 }
 
-// What a proxy in front of us says is passed on, with the proxy itself at the end.
-func TestTrustedProxiesAreBelieved(t *testing.T) {
-	said := []string{"X-Forwarded-For", "6.6.6.6", "X-Forwarded-For", "7.7.7.7, 8.8.8.8", "X-Forwarded-Host", "app.example.com", "X-Forwarded-Proto", "https",
-		"X-Forwarded-Prefix", "/x", "X-Forwarded-Port", "1", "Forwarded", "for=6.6.6.6"}
-	for network, believed := range map[string]bool{"127.0.0.0/8": true, "10.0.0.0/8": false, "::/0": false} {
-		b := newBench(t, echo, func(c *Config) {
-			c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix(network)}
-		}, privateBox())
-		want := map[string]string{headerFor: "127.0.0.1", headerHost: boxHost, headerProto: "http"}
-		if believed {
-			want = map[string]string{headerFor: "6.6.6.6, 7.7.7.7, 8.8.8.8, 127.0.0.1", headerHost: "app.example.com", headerProto: "https"}
-		}
-		token := []string{tokenHeader, boxToken}
-		got := decode(t, ask(t, b.front, http.MethodGet, boxHost, "/", append(token, said...)...)).Header
-		for name := range got {
-			if strings.Contains(name, "Forwarded") && (len(got[name]) != 1 || got[name][0] != want[name]) {
-				t.Errorf("from %s: %s arrived as %q, not %q", network, name, got[name], want[name])
-			}
-			delete(want, name)
-		}
-		if len(want) > 0 {
-			t.Errorf("from %s: these did not arrive: %v", network, want)
-		}
-		// One that says nothing, or what is none, is told from what it does.
-		got = decode(t, ask(t, b.front, http.MethodGet, boxHost, "/", append(token, "X-Forwarded-Proto", "gopher")...)).Header
-		if got.Get(headerFor) != "127.0.0.1" || got.Get(headerHost) != boxHost || got.Get(headerProto) != "http" {
-			t.Errorf("from %s, who says nothing: %v", network, got)
-		}
-		// The cookie of a browser that came by TLS is for TLS alone.
-		b.edge.SetAddress("http", "", "")
-		link, _, err := b.edge.Link(privateBox(), 3000)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, query, _ := strings.Cut(link, "?")
-		resp := ask(t, b.front, http.MethodGet, boxHost, "/?"+query, "X-Forwarded-Proto", "https")
-		if cookie := resp.Header.Get("Set-Cookie"); cookie == "" || strings.Contains(cookie, "Secure") != believed {
-			t.Errorf("from %s: the cookie is %q", network, cookie)
-		}
-	}
-}
-
 func TestMask(t *testing.T) {
 	b := newBench(t, echo, nil, sandbox.Sandbox{ID: boxID, Status: sandbox.Running, Web: sandbox.Web{MaskHost: "localhost:${PORT}"}})
 	host := "3000-" + boxID + ".localhost:7700"
@@ -348,44 +305,6 @@ func TestNavigationIsStrippedForNames(t *testing.T) {
 	resp = ask(t, b.paths, http.MethodGet, "127.0.0.1", prefix+"?a=b")
 	if l := resp.Header.Get("Location"); resp.StatusCode != http.StatusTemporaryRedirect || l != prefix+"/?a=b" {
 		t.Errorf("without the slash: %d, Location %q", resp.StatusCode, l)
-	}
-}
-
-// An application that knows the path under which it is shown gets that, and stays there.
-func TestPathsThatApplicationsKnow(t *testing.T) {
-	prefix := "/absproxy/" + boxID + "/3000"
-	b := newBench(t, func(w http.ResponseWriter, r *http.Request) {
-		// As the host agent has it: below the path by which it was asked.
-		inside := "/proxy/" + boxID + "/3000"
-		w.Header()["Location"] = []string{inside + r.URL.Query().Get("to")}
-		w.Header().Add("Set-Cookie", "a=b; Path="+inside+prefix+"/")
-		w.Header().Add("Set-Cookie", "c=d; Path="+inside+"/")
-		echo(w, r)
-	}, nil)
-	for _, path := range []string{"/", "//x/", "/a%2Fb?c=%2F"} {
-		got := decode(t, ask(t, b.paths, http.MethodGet, "127.0.0.1:1", prefix+path))
-		if got.URI != "/proxy/"+boxID+"/3000"+prefix+path || got.Header.Get("X-Forwarded-Prefix") != "" {
-			t.Errorf("%s arrived as %q under %q", path, got.URI, got.Header["X-Forwarded-Prefix"])
-		}
-	}
-	for to, want := range map[string]string{prefix + "/login": prefix + "/login", "/login": prefix + "/login", prefix: prefix, "//evil/": prefix + "/.//evil/"} {
-		resp := ask(t, b.paths, http.MethodGet, "127.0.0.1", prefix+"/?to="+to)
-		cookies := strings.Join(resp.Header["Set-Cookie"], "|")
-		if l := resp.Header.Get("Location"); l != want || cookies != "a=b; Path="+prefix+"/|c=d; Path="+prefix+"/" {
-			t.Errorf("to %s: Location %q, Set-Cookie %q", to, l, cookies)
-		}
-	}
-	// Whether its root ends in a slash is for the application to say: Next.js sends those away
-	// who write one.
-	if got := decode(t, ask(t, b.paths, http.MethodGet, "127.0.0.1", prefix+"?a=b")); got.URI != "/proxy/"+boxID+"/3000"+prefix+"?a=b" {
-		t.Errorf("without the slash it arrived as %q", got.URI)
-	}
-	resp := ask(t, b.paths, http.MethodGet, "127.0.0.1", "/absproxy/"+boxID+"/49983/../../../init")
-	if resp.StatusCode != http.StatusNotFound {
-		t.Errorf("a control path of the daemon answers %d", resp.StatusCode)
-	}
-	if got := body(t, ask(t, b.front, http.MethodGet, "localhost", prefix+"/")); got != "the API" {
-		t.Errorf("on the API's origin it answers %s", got)
 	}
 }
 
