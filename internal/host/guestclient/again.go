@@ -11,12 +11,11 @@ import (
 	"github.com/wrenn-sandbox/wrenn/proto/guest/process/processconnect"
 )
 
-// A connection may break before there is an answer although guest and network are well, above
-// all around a pause: one side has closed it and the other does not know yet, or the guest
-// knows of one with the same port that the host has long forgotten. The transport asks
-// again by itself only when it had used the connection before. What changes nothing in the
-// guest is asked once more in any case, on another connection; the rest cannot be, since
-// nobody knows whether it was done.
+// A connection may break before there is an answer although guest and network are well, such
+// as when one side has closed it and the other does not know yet. The transport asks again by
+// itself only when it had used the connection before. What changes nothing in the guest is
+// asked once more in any case, on another connection; the rest cannot be, since nobody knows
+// whether it was done.
 
 // reading are the RPCs that change nothing.
 var reading = map[string]bool{
