@@ -76,7 +76,8 @@ func ask[T any](p *tab, action chromedp.Action[T]) (T, error) {
 func (p *tab) run(what string, action chromedp.Action[chromedp.Void]) {
 	p.t.Helper()
 	if _, err := ask(p, action); err != nil {
-		p.t.Fatalf("%s: %v", what, err)
+		p.picture()
+		p.t.Fatalf("%s: %v; the page says %q", what, err, p.text())
 	}
 }
 
