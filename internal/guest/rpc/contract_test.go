@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -271,15 +272,49 @@ func TestUploadThatBringsNothing(t *testing.T) {
 	defer front.Close()
 	g := &guest{url: front.URL}
 	conn := g.half(t, "/files", []byte("begins"))
-	select {
-	case err := <-failed:
-		if !fault.Is(err, fault.InvalidRequest) || !strings.Contains(fault.MessageOf(err), "nothing of the upload came") {
-			t.Errorf("%v", err)
-		}
-	case <-time.After(patience):
-		t.Error("it is waited for")
+	if err := await(t, failed); !fault.Is(err, fault.InvalidRequest) || !strings.Contains(fault.MessageOf(err), "nothing of the upload came") {
+		t.Errorf("%v", err)
 	}
 	_ = conn.Close()
+}
+
+// A request whose message does not come is given up; the answer to one that has come may
+// take as long as it likes.
+func TestRequestsThatStopInTheMiddle(t *testing.T) {
+	const idle = 50 * time.Millisecond
+	read := make(chan error, 1)
+	front := httptest.NewServer(prompt(idle, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, err := io.ReadAll(r.Body)
+		if err == nil {
+			select {
+			case <-r.Context().Done(): // as the server tells when it cannot read on
+				err = r.Context().Err()
+			case <-time.After(4 * idle):
+			}
+		}
+		read <- err
+	})))
+	defer front.Close()
+	g := &guest{url: front.URL, http: front.Client()}
+	g.half(t, "/process.Process/Start", []byte("begins"))
+	if err := await(t, read); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("half a message: %v", err)
+	}
+	g.do(t, "POST", "/process.Process/Start", strings.NewReader("whole"))
+	if err := await(t, read); err != nil {
+		t.Errorf("a whole message: %v", err)
+	}
+}
+
+func await(t *testing.T, from chan error) error {
+	t.Helper()
+	select {
+	case err := <-from:
+		return err
+	case <-time.After(patience):
+		t.Fatal("it is waited for")
+		return nil
+	}
 }
 
 // A relative path is the home's wherever one can be given, whatever the default directory.

@@ -21,14 +21,14 @@ func (s *Server) routes(options []connect.HandlerOption) *http.ServeMux {
 		w.Header().Set("Cache-Control", "no-store")
 		w.WriteHeader(http.StatusNoContent)
 	})
-	mux.Handle("POST /init", s.answer(s.init))
+	mux.Handle("POST /init", prompt(requestIdle, s.answer(s.init)))
 	mux.Handle("POST /snapshot/prepare", s.answer(s.prepareSnapshot))
 	mux.Handle("GET /metrics", s.answer(s.metrics))
 	mux.Handle("GET /envs", s.answer(s.envs))
 	mux.Handle("GET /ports", s.answer(s.listPorts))
 	mux.Handle("GET /files", s.answer(s.download))
 	mux.Handle("POST /files", s.answer(s.upload))
-	mux.Handle("POST /files/compose", s.answer(s.compose))
+	mux.Handle("POST /files/compose", prompt(requestIdle, s.answer(s.compose)))
 
 	prefix, handler := processconnect.NewProcessHandler(processService{server: s}, options...)
 	handleMethods(mux, processpb.File_guest_process_process_proto, prefix, joinLast(handler))
@@ -42,7 +42,12 @@ func (s *Server) routes(options []connect.HandlerOption) *http.ServeMux {
 func handleMethods(mux *http.ServeMux, file protoreflect.FileDescriptor, prefix string, handler http.Handler) {
 	methods := file.Services().Get(0).Methods()
 	for i := range methods.Len() {
-		mux.Handle("POST "+prefix+string(methods.Get(i).Name()), handler)
+		method := methods.Get(i)
+		serve := handler
+		if !method.IsStreamingClient() {
+			serve = prompt(requestIdle, handler)
+		}
+		mux.Handle("POST "+prefix+string(method.Name()), serve)
 	}
 }
 

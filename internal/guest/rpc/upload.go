@@ -117,22 +117,6 @@ func uploadError(err error) error {
 	return fault.Wrap(err, fault.InvalidRequest, "the upload ended before it was complete; nothing was written")
 }
 
-// impatientReader fails a read that brings nothing for idle.
-type impatientReader struct {
-	body    io.Reader
-	control *http.ResponseController
-	idle    time.Duration
-	ended   bool // the whole body was read
-}
-
-func (r *impatientReader) Read(p []byte) (int, error) {
-	// Where deadlines are not supported, the client's patience has to do.
-	_ = r.control.SetReadDeadline(time.Now().Add(r.idle))
-	n, err := r.body.Read(p)
-	r.ended = errors.Is(err, io.EOF)
-	return n, err
-}
-
 // uploading is one upload in progress.
 type uploading struct {
 	server   *Server
