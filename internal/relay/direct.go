@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -223,6 +224,7 @@ func (c *directConn) roundTrip(r *http.Request) (_ *http.Response, begun bool, e
 	}
 	resp.Request = r
 	body := &directBody{ReadCloser: resp.Body, conn: c, stop: stop, ctx: ctx}
+	body.chunked = len(resp.TransferEncoding) > 0
 	body.reusable = !resp.Close && resp.StatusCode != http.StatusSwitchingProtocols
 	if resp.Body == http.NoBody {
 		body.end(true)
@@ -282,6 +284,7 @@ type directBody struct {
 	conn     *directConn
 	ctx      context.Context
 	stop     func() bool
+	chunked  bool
 	reusable bool
 	ended    bool
 }
@@ -299,6 +302,18 @@ func (b *directBody) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// begun says whether some of the body has come with the header.
+func (b *directBody) begun() bool {
+	r := b.conn.reader
+	ahead, err := r.Peek(r.Buffered())
+	if b.chunked {
+		line := bytes.IndexByte(ahead, '\n') // before it is only a length
+		ahead = ahead[line+1:]
+		return err == nil && line >= 0 && len(ahead) > 0
+	}
+	return err == nil && len(ahead) > 0
 }
 
 // Close implements io.Closer. Nobody waits for what was not read.

@@ -232,6 +232,36 @@ func TestDirectEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// Whoever copies a body knows when its first piece will not have to be waited for.
+func TestDirectKnowsWhatHasBegun(t *testing.T) {
+	for answer, want := range map[string]bool{
+		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nh":               true,
+		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n":                false,
+		"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n":                true,
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nh": true,
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n":  false,
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5":      false,
+		"HTTP/1.1 200 OK\r\n\r\nh":                                    true,
+	} {
+		address, _ := script(t, func(_ int, c net.Conn, r *bufio.Reader) {
+			answers(c, r, answer, 1)
+			_, _ = io.Copy(io.Discard, r)
+		})
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := directFor(t).RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := bodyHasBegun(resp.Body); got != want {
+			t.Errorf("%q: %v", answer, got)
+		}
+		resp.Body.Close()
+	}
+}
+
 // What may not be sent twice, or has a body, is the rest's.
 func TestDirectLeavesTheRest(t *testing.T) {
 	for _, r := range []*http.Request{

@@ -63,17 +63,25 @@ func Forward(w http.ResponseWriter, out *http.Request, via http.RoundTripper, ed
 		_ = resp.Body.Close()
 		return fmt.Errorf("the server answered with status %d", resp.StatusCode)
 	}
+	begun := bodyHasBegun(resp.Body)
 	DropHopByHop(resp.Header)
 	if err := edit(resp); err != nil {
 		_ = resp.Body.Close()
 		return err
 	}
-	answer(w, resp)
+	answer(w, resp, begun)
 	return nil
 }
 
-// answer passes a whole answer on; its header is as the client is to see it.
-func answer(w http.ResponseWriter, resp *http.Response) {
+// bodyHasBegun says whether the first read of a body is known not to wait.
+func bodyHasBegun(body io.Reader) bool {
+	b, direct := body.(*directBody)
+	return body == http.NoBody || direct && b.begun()
+}
+
+// answer passes a whole answer on; its header is as the client is to see it. begun is whether
+// some of its body is there already.
+func answer(w http.ResponseWriter, resp *http.Response, begun bool) {
 	defer resp.Body.Close()
 	h := w.Header()
 	for name, values := range resp.Header {
@@ -90,7 +98,7 @@ func answer(w http.ResponseWriter, resp *http.Response) {
 		h.Set("Trailer", strings.Join(announced, ", "))
 	}
 	w.WriteHeader(resp.StatusCode)
-	if err := copyBody(w, resp.Body); err != nil {
+	if err := copyBody(w, resp.Body, begun); err != nil {
 		Abort(w)
 	}
 	passTrailers(w, resp, announced)
@@ -112,13 +120,17 @@ func passTrailers(w http.ResponseWriter, resp *http.Response, announced []string
 	}
 }
 
-// copyBody copies a body and lets every piece of it go at once.
-func copyBody(w http.ResponseWriter, body io.Reader) error {
-	// The first flush, if anything is slow to come, is the timer's.
+// copyBody copies a body and lets every piece of it go at once, and the header with the first
+// of them.
+func copyBody(w http.ResponseWriter, body io.Reader, begun bool) error {
 	f := &flusher{flush: http.NewResponseController(w).Flush}
-	timer := time.AfterFunc(headerDelay, f.header)
-	defer timer.Stop()
-	defer f.end()
+	if !begun {
+		// The first flush, if anything is slow to come, is the timer's. A timer as short as
+		// this wakes the whole runtime up.
+		timer := time.AfterFunc(headerDelay, f.header)
+		defer timer.Stop()
+		defer f.end()
+	}
 	pool, size := &smallBuffers, smallBuffer
 	buf := pool.Get().(*[]byte)
 	defer func() { pool.Put(buf) }()

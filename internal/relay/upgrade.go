@@ -105,7 +105,7 @@ func (u *Upgrade) Drop() { Reset(u.conn) }
 // Refused passes the answer of a server on that did not change protocols.
 func (u *Upgrade) Refused(w http.ResponseWriter) {
 	defer u.conn.Close()
-	answer(w, u.Response)
+	answer(w, u.Response, false)
 }
 
 // handshakeTime bounds how long a client may take to take the answer.
