@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/wrenn-sandbox/wrenn/bench/report"
@@ -21,6 +22,12 @@ const (
 	loadedLimit = 25 * time.Millisecond
 	tail        = 0.99
 
+	// hangLimit is when a terminal counts as hung.
+	hangLimit = 5 * time.Second
+
+	// smallWindow is a flow control for a whole connection as other programs than Go's have
+	// it, in bytes. Go's own is a gigabyte.
+	smallWindow = 1 << 20
 	// The settings with which the control floor calls the host agent, in bytes.
 	streamWindow = 1 << 20
 	frameSize    = 512 << 10
@@ -46,10 +53,10 @@ type setting struct {
 // control floor has them, once on a connection of their own and once on one for all.
 func (b *bench) terminals(ctx context.Context) error {
 	socket := filepath.Join("/run/wrenn", b.server.Instance, "host.sock")
-	one, plain := newH2Client(socket), newClient(unixDialer(socket))
-	apart := newH2Client(socket)
+	plain := newClient(unixDialer(socket))
+	apart, one, small := newH2Client(socket, 0), newH2Client(socket, 0), newH2Client(socket, smallWindow)
 	defer func() {
-		for _, client := range []*http.Client{one, plain, apart} {
+		for _, client := range []*http.Client{apart, one, small, plain} {
 			client.CloseIdleConnections()
 		}
 	}()
@@ -68,6 +75,7 @@ func (b *bench) terminals(ctx context.Context) error {
 		{name: "by RPC, no load", open: open(apart)},
 		{name: "by RPC, under load, apart", open: open(apart), load: here(plain)},
 		{name: "by RPC, under load, all on one HTTP/2 connection", open: open(one), load: here(one)},
+		{name: "by RPC, under load, all on one HTTP/2 connection with a window of 1 MiB", open: open(small), load: here(small)},
 	}
 	for range b.rounds {
 		for _, s := range settings {
@@ -94,14 +102,25 @@ func (s *setting) measure(ctx context.Context, echoes int) (err error) {
 			err = errors.Join(err, l.stop())
 		}()
 	}
-	terminal, err := s.open(ctx)
-	if err != nil {
-		return err
+	hung, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watch := time.AfterFunc(hangLimit, cancel)
+	defer watch.Stop()
+	terminal, err := s.open(hung)
+	if err == nil {
+		defer terminal.close()
 	}
-	defer terminal.close()
 	for i := range warmEchoes + echoes {
 		began := time.Now()
-		if err := terminal.echo(ctx, byte('a'+i%26)); err != nil {
+		watch.Reset(hangLimit)
+		if err == nil {
+			err = terminal.echo(hung, byte('a'+i%26))
+		}
+		if hung.Err() != nil && ctx.Err() == nil { // and so it would for all that follow
+			s.times = append(s.times, slices.Repeat(report.Times{hangLimit}, echoes-max(i-warmEchoes, 0))...)
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 		if i >= warmEchoes {
@@ -145,12 +164,13 @@ func (b *bench) addTerminals(settings []*setting) {
 }
 
 // newH2Client returns a client of the host agent's socket that has one connection, of
-// HTTP/2, for whatever it is used for. Its settings are the control floor's.
-func newH2Client(socket string) *http.Client {
+// HTTP/2, for whatever it is used for. Its settings are the control floor's but for the
+// window of the connection, unless that is 0.
+func newH2Client(socket string, window int) *http.Client {
 	h2 := new(http.Protocols)
 	h2.SetUnencryptedHTTP2(true)
 	return &http.Client{Transport: &http.Transport{
 		DialContext: unixDialer(socket), Protocols: h2, DisableCompression: true,
-		HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: streamWindow, MaxReadFrameSize: frameSize},
+		HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: streamWindow, MaxReadFrameSize: frameSize, MaxReceiveBufferPerConnection: window},
 	}}
 }
