@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"time"
 )
 
 // Config configures a PortSubsystem.
@@ -50,13 +51,18 @@ type PortSubsystem struct {
 	life sync.Mutex
 	run  *run // nil when stopped
 
+	// asks are for the run to look at once. Each is closed when it has.
+	asks chan chan struct{}
+
 	// mu guards what the run publishes for List.
 	mu        sync.Mutex
-	forwarded map[netip.AddrPort]struct{} // what we hold outside
+	forwarded map[netip.AddrPort]struct{} // what we hold outside; nil when nothing runs
 }
 
 // New returns a stopped PortSubsystem.
-func New(cfg Config) *PortSubsystem { return &PortSubsystem{cfg: cfg} }
+func New(cfg Config) *PortSubsystem {
+	return &PortSubsystem{cfg: cfg, asks: make(chan chan struct{})}
+}
 
 // run is one time between a Start and its Stop.
 type run struct {
@@ -106,6 +112,7 @@ func (s *PortSubsystem) start(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	s.run = &run{cancel: cancel, ending: ctx.Done(), done: make(chan struct{})}
 	w := newWatcher(s, table)
+	s.publish(map[netip.AddrPort]struct{}{})
 	go func(done chan struct{}) {
 		defer close(done)
 		defer cancel()
@@ -131,9 +138,35 @@ func (s *PortSubsystem) Subscribe() (changes <-chan struct{}, unsubscribe func()
 	return s.signals.subscribe()
 }
 
+// lookTime bounds how long List waits for the forwarding of what it lists.
+const lookTime = 250 * time.Millisecond
+
+// look has the run look at once, so that what is listed can be reached.
+func (s *PortSubsystem) look(ctx context.Context) {
+	s.mu.Lock()
+	runs := s.forwarded != nil
+	s.mu.Unlock()
+	if !runs {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	done := make(chan struct{})
+	select {
+	case s.asks <- done:
+	case <-ctx.Done(): // it is just being stopped
+		return
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
 // List returns the ports that servers listen on now, whether the subsystem runs or not.
-// Its order is that of ports and addresses.
+// Those that are to be forwarded are, when it runs. Its order is that of ports and addresses.
 func (s *PortSubsystem) List(ctx context.Context) ([]Port, error) {
+	s.look(ctx)
 	table, err := openTable()
 	if err != nil {
 		return nil, err

@@ -72,6 +72,29 @@ func TestLoopbackServersAreReachable(t *testing.T) {
 	}
 }
 
+// Who is told of a port can use it at once.
+func TestWhatIsListedIsReachable(t *testing.T) {
+	s := newSubsystem(t, 0)
+	start(t, s)
+	for range 5 {
+		ln := listen(t, "127.0.0.1:0")
+		answer(t, ln)
+		list, err := s.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := slices.IndexFunc(list, func(p Port) bool { return p.Port == portOf(ln) })
+		if at < 0 || !list[at].Forwarded {
+			t.Fatalf("port %d is not forwarded in %+v", portOf(ln), list)
+		}
+		conn, err := dial(t, outside(portOf(ln)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+}
+
 func TestResetIsPassedOn(t *testing.T) {
 	s := newSubsystem(t, 0)
 	start(t, s)

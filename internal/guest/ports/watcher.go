@@ -77,9 +77,12 @@ func (w *watcher) watch(ctx context.Context) {
 		case <-w.wake:
 			timer.Reset(max(0, minGap-time.Since(w.looked)))
 			continue
+		case done := <-w.subsystem.asks:
+			w.step(ctx)
+			close(done)
 		case <-timer.C:
+			w.step(ctx)
 		}
-		w.step(ctx)
 		timer.Reset(w.pause())
 	}
 }
