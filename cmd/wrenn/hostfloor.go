@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -100,7 +101,7 @@ func startHost(ctx context.Context, o hostOptions, log *slog.Logger, progress fu
 	if err := h.openSandboxes(ctx, o, images, log); err != nil {
 		return h, err
 	}
-	h.proxy = webproxy.New(webproxy.Config{Sandboxes: h.sandboxes, Log: log})
+	h.proxy = webproxy.New(webproxy.Config{Sandboxes: h.sandboxes, Look: h.lookAtPorts, Log: log})
 	go h.proxy.Run(life)
 	if err := h.serve(ctx, instance, log); err != nil {
 		return h, err
@@ -334,4 +335,16 @@ func removeGuests(dataDir string, keep []string) error {
 		}
 	}
 	return nil
+}
+
+// lookTime bounds how long a request for a port waits until the guest has looked for it.
+const lookTime = 500 * time.Millisecond
+
+// lookAtPorts has a guest look for ports: those that it lists can be reached.
+func (h *hostFloor) lookAtPorts(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	if guest, err := h.sandboxes.Guest(id); err == nil {
+		_, _ = guest.Ports(ctx) // the port is tried in any case
+	}
 }

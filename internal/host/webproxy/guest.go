@@ -17,9 +17,10 @@ import (
 
 const (
 	dialTimeout = 5 * time.Second
-	// dialAttempts and dialBackoff are for a port that is only opening: after a refusal it
-	// is tried again, after one, and then two, times the backoff.
-	dialAttempts = 3
+	// dialAttempts and dialBackoff are for a port that is only opening: after a refusal the
+	// guest is asked to look for it and it is tried at once, and then after one, and two,
+	// times the backoff.
+	dialAttempts = 4
 	dialBackoff  = 100 * time.Millisecond
 
 	// idleTimeout is shorter than that of the most impatient of common servers, which is
@@ -61,6 +62,7 @@ type guest struct {
 	maxOpen   int
 	// runs reports whether the run goes on.
 	runs func() bool
+	look func(ctx context.Context) // see Config
 	// life ends with the run.
 	life context.Context
 	end  context.CancelFunc
@@ -73,7 +75,7 @@ type guest struct {
 
 func newGuest(r run, maxOpen int, answerTime time.Duration, runs func() bool) *guest {
 	g := &guest{
-		run: r, maxOpen: maxOpen, runs: runs, conns: map[*conn]struct{}{},
+		run: r, maxOpen: maxOpen, runs: runs, look: func(context.Context) {}, conns: map[*conn]struct{}{},
 		dialer: net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive},
 	}
 	g.life, g.end = context.WithCancel(context.Background())
@@ -132,8 +134,12 @@ func (g *guest) dial(ctx context.Context, port uint16) (*conn, error) {
 		if !errors.Is(err, unix.ECONNREFUSED) || attempt == dialAttempts {
 			return nil, g.explain(err)
 		}
+		if attempt == 1 {
+			g.look(ctx)
+			continue
+		}
 		select {
-		case <-time.After(time.Duration(attempt) * dialBackoff):
+		case <-time.After(time.Duration(attempt-1) * dialBackoff):
 		case <-ctx.Done():
 			return nil, g.explain(ctx.Err())
 		}

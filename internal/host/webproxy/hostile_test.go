@@ -2,6 +2,7 @@ package webproxy
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -30,6 +31,37 @@ func (b *bench) said(resp *http.Response) (message string, port int) {
 		b.t.Errorf("no problem: %s, %v", resp.Status, err)
 	}
 	return body.Message, body.Port
+}
+
+// A server on loopback is reachable only when its guest has noticed it, which it is asked to.
+func TestPortsThatTheGuestHasToLookFor(t *testing.T) {
+	l := guestListener(t)
+	address := l.Addr().String()
+	served := make(chan *httptest.Server, 1)
+	b := newBench(t, l, Config{Look: func(ctx context.Context, _ string) {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		if err != nil {
+			t.Error(err)
+			served <- nil
+			return
+		}
+		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "found") }))
+		s.Listener.Close()
+		s.Listener = l
+		s.Start()
+		served <- s
+	}})
+	l.Close()
+	began := time.Now()
+	if got := b.text(b.get("/")); got != "found" {
+		t.Errorf("%q", got)
+	}
+	if took := time.Since(began); took >= dialBackoff {
+		t.Errorf("it took %v", took)
+	}
+	if s := <-served; s != nil {
+		s.Close()
+	}
 }
 
 func TestPortsThatAreClosed(t *testing.T) {

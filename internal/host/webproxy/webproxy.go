@@ -44,7 +44,10 @@ type Config struct {
 	// AnswerTime is how long an application may take, when it has a request, until its
 	// answer begins; 0: ten minutes.
 	AnswerTime time.Duration
-	Log        *slog.Logger
+	// Look has a guest look for servers that have just begun to listen on its loopback, and
+	// returns when they can be reached; nil: nothing does.
+	Look func(ctx context.Context, id string)
+	Log  *slog.Logger
 }
 
 // Proxy is the handler of proxied requests. Let Run run beside it. It is safe for
@@ -171,6 +174,9 @@ func (p *Proxy) guest(t webroute.Target) (*guest, *webroute.Problem) {
 		sb, err := p.cfg.Sandboxes.Get(t.Sandbox)
 		return err == nil && sb.Status == sandbox.Running && runOf(sb) == now
 	})
+	if p.cfg.Look != nil {
+		g.look = func(ctx context.Context) { p.cfg.Look(ctx, t.Sandbox) }
+	}
 	p.guests[t.Sandbox] = g
 	return g, nil
 }
