@@ -111,6 +111,28 @@ func (s *Server) Stop() error {
 	}
 }
 
+// maxComplaints is how many lines of its log a server is quoted with.
+const maxComplaints = 30
+
+// Explain adds to an error the latest that the server has complained of in its log.
+func (s *Server) Explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	text, readErr := os.ReadFile(s.log)
+	if readErr != nil {
+		return errors.Join(err, readErr)
+	}
+	var lines []string
+	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR") {
+			lines = append(lines, line)
+		}
+	}
+	lines = lines[max(0, len(lines)-maxComplaints):]
+	return fmt.Errorf("%w; its server's complaints:\n%s", err, strings.Join(lines, ""))
+}
+
 // Send makes a request, with a body that is a reader or is sent as JSON, and returns an
 // answer that is not an error. The caller closes its body.
 func (s *Server) Send(ctx context.Context, method, path string, body any) (*http.Response, error) {

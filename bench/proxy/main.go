@@ -121,7 +121,7 @@ func run(ctx context.Context, o options) (err error) {
 	if b.server, err = product.Start(ctx, server, b.dir); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.server.Stop()) }()
+	defer func() { err = errors.Join(b.server.Explain(err), b.server.Stop()) }()
 	if err := b.start(ctx); err != nil {
 		return err
 	}
