@@ -2,7 +2,6 @@ package relay
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -11,6 +10,8 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -60,20 +61,28 @@ func (d *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
 	if !direct(r) {
 		return d.Rest.RoundTrip(r)
 	}
-	for {
-		c, used, err := d.connect(r)
-		if err != nil {
-			return nil, err
-		}
+	if c := d.idleConn(r.URL.Host); c != nil {
 		resp, begun, err := c.roundTrip(r)
-		if err == nil {
-			return resp, nil
-		}
-		// Its server may have closed it when nobody looked; the next may be a new one.
-		if !used || begun || r.Context().Err() != nil {
-			return nil, err
+		// Its server may have closed it when nobody looked. It is asked once more, and on a
+		// connection on which that cannot be: an application must not hear a request often.
+		if err == nil || begun || r.Context().Err() != nil || late(err) {
+			return resp, err
 		}
 	}
+	conn, err := d.Dial(r.Context(), r.URL.Host)
+	if err != nil {
+		return nil, err
+	}
+	c := &directConn{Conn: conn, owner: d, address: r.URL.Host, limit: io.LimitedReader{R: conn}}
+	c.reader = bufio.NewReaderSize(&c.limit, directBuffer)
+	resp, _, err := c.roundTrip(r)
+	return resp, err
+}
+
+// late says whether a server has had its time, and is not to get it again.
+func late(err error) bool {
+	var timed interface{ Timeout() bool }
+	return errors.As(err, &timed) && timed.Timeout()
 }
 
 // direct says whether a request has nothing in it but a header, and may be sent again when
@@ -87,21 +96,15 @@ func direct(r *http.Request) bool {
 	return r.URL.Scheme == "http" && (r.Body == nil || r.Body == http.NoBody) && r.Header.Get("Expect") == ""
 }
 
-// connect returns a connection, and whether it was used before.
-func (d *Direct) connect(r *http.Request) (c *directConn, used bool, err error) {
-	for c := d.take(r.URL.Host); c != nil; c = d.take(r.URL.Host) {
+// idleConn returns a connection that was used before and is open; nil: there is none.
+func (d *Direct) idleConn(address string) *directConn {
+	for c := d.take(address); c != nil; c = d.take(address) {
 		if c.quiet() {
-			return c, true, nil
+			return c
 		}
 		_ = c.Close() // its server closed it
 	}
-	conn, err := d.Dial(r.Context(), r.URL.Host)
-	if err != nil {
-		return nil, false, err
-	}
-	c = &directConn{Conn: conn, owner: d, address: r.URL.Host, limit: io.LimitedReader{R: conn}}
-	c.reader = bufio.NewReaderSize(&c.limit, directBuffer)
-	return c, false, nil
+	return nil
 }
 
 // take returns the connection that was used last.
@@ -196,12 +199,13 @@ func (c *directConn) quiet() bool {
 // has come. After an error the connection is closed.
 func (c *directConn) roundTrip(r *http.Request) (_ *http.Response, begun bool, err error) {
 	ctx := r.Context()
-	// It is closed and not merely told that its time is over, since there are other deadlines.
-	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	// It is reset and not merely told that its time is over: there are other deadlines, and a
+	// server that only hears that nothing more is sent goes on with what nobody wants.
+	stop := context.AfterFunc(ctx, func() { Reset(c.Conn) })
 	defer func() {
 		if err != nil {
 			stop()
-			_ = c.Close()
+			Reset(c.Conn)
 			if cause := context.Cause(ctx); cause != nil {
 				err = cause
 			}
@@ -304,16 +308,18 @@ func (b *directBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// begun says whether some of the body has come with the header.
+// begun says whether the first read of the body is known not to wait: that of a chunk waits
+// for the end of the chunk, or until what it is read into is full.
 func (b *directBody) begun() bool {
 	r := b.conn.reader
 	ahead, err := r.Peek(r.Buffered())
-	if b.chunked {
-		line := bytes.IndexByte(ahead, '\n') // before it is only a length
-		ahead = ahead[line+1:]
-		return err == nil && line >= 0 && len(ahead) > 0
+	if err != nil || !b.chunked {
+		return err == nil && len(ahead) > 0
 	}
-	return err == nil && len(ahead) > 0
+	line, chunk, whole := strings.Cut(string(ahead), "\r\n")
+	length, _, _ := strings.Cut(line, ";")
+	size, err := strconv.ParseUint(strings.TrimSpace(length), 16, 32)
+	return whole && err == nil && uint64(len(chunk)) >= size+uint64(len("\r\n"))
 }
 
 // Close implements io.Closer. Nobody waits for what was not read.
@@ -331,5 +337,5 @@ func (b *directBody) end(whole bool) {
 		b.conn.owner.keep(b.conn)
 		return
 	}
-	_ = b.conn.Close()
+	Reset(b.conn.Conn)
 }

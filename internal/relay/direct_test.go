@@ -13,6 +13,7 @@ import (
 	"net/textproto"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -120,6 +121,59 @@ func TestDirectUsesConnectionsAgain(t *testing.T) {
 			}
 			if got := dialled.Load(); got != one.conns {
 				t.Errorf("%d connections, want %d", got, one.conns)
+			}
+		})
+	}
+}
+
+// An application hears a request twice at most, and once if it had its time for the answer.
+func TestDirectAsksSparingly(t *testing.T) {
+	for name, c := range map[string]struct {
+		then func(c net.Conn, r *bufio.Reader) // after an answer
+		want int32                             // how often it is asked then
+	}{
+		"closed": {func(net.Conn, *bufio.Reader) {}, 2},
+		"silent": {func(_ net.Conn, r *bufio.Reader) { _, _ = io.Copy(io.Discard, r) }, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const warm = 5
+			var asked atomic.Int32
+			var together sync.WaitGroup // so that each of the first has a connection
+			together.Add(warm)
+			address, _ := script(t, func(_ int, conn net.Conn, r *bufio.Reader) {
+				for n := 0; ; n++ {
+					if _, err := http.ReadRequest(r); err != nil {
+						return
+					}
+					if n > 0 || asked.Load() > 0 {
+						asked.Add(1)
+						c.then(conn, r)
+						return
+					}
+					together.Done()
+					together.Wait()
+					if _, err := io.WriteString(conn, hello); err != nil {
+						return
+					}
+				}
+			})
+			d := directFor(t)
+			d.MaxIdle = warm
+			var first sync.WaitGroup
+			for range warm {
+				first.Go(func() {
+					if _, err := get(t, d, address); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			first.Wait()
+			d.AnswerTime = 100 * time.Millisecond
+			if _, err := get(t, d, address); err == nil {
+				t.Error("it was answered")
+			}
+			if got := asked.Load(); got != c.want {
+				t.Errorf("it was asked %d times, want %d", got, c.want)
 			}
 		})
 	}
@@ -235,13 +289,14 @@ func TestDirectEndsWithItsContext(t *testing.T) {
 // Whoever copies a body knows when its first piece will not have to be waited for.
 func TestDirectKnowsWhatHasBegun(t *testing.T) {
 	for answer, want := range map[string]bool{
-		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nh":               true,
-		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n":                false,
-		"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n":                true,
-		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nh": true,
-		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n":  false,
-		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5":      false,
-		"HTTP/1.1 200 OK\r\n\r\nh":                                    true,
+		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nh":                           true,
+		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n":                            false,
+		"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n":                            true,
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nh":             false,
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n": true,
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n":              false,
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5":                  false,
+		"HTTP/1.1 200 OK\r\n\r\nh":                                                true,
 	} {
 		address, _ := script(t, func(_ int, c net.Conn, r *bufio.Reader) {
 			answers(c, r, answer, 1)

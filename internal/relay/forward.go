@@ -99,6 +99,9 @@ func answer(w http.ResponseWriter, resp *http.Response, begun bool) {
 	}
 	w.WriteHeader(resp.StatusCode)
 	if err := copyBody(w, resp.Body, begun); err != nil {
+		// The header was true, also when nothing of the body came: who sees no answer at all
+		// asks again.
+		_ = http.NewResponseController(w).Flush()
 		Abort(w)
 	}
 	passTrailers(w, resp, announced)

@@ -181,3 +181,71 @@ func TestTwoHops(t *testing.T) {
 		t.Errorf("%q, %v, %v", got, resp.Trailer, err)
 	}
 }
+
+// An answer that breaks off is told as one, and not as none at all: that would be asked for again.
+func TestAnswerThatBreaksOffAtOnce(t *testing.T) {
+	address, asked := script(t, func(_ int, c net.Conn, r *bufio.Reader) {
+		answers(c, r, "HTTP/1.1 200 OK\r\nX-Here: yes\r\nContent-Length: 100\r\n\r\n", 1)
+	})
+	d := directFor(t)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out := Outgoing(r)
+		out.URL.Scheme, out.URL.Host = "http", address
+		if err := Forward(w, out, d, func(*http.Response) error { return nil }); err != nil {
+			t.Error(err)
+		}
+	}))
+	defer front.Close()
+	resp, err := front.Client().Get(front.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := io.ReadAll(resp.Body); err == nil || resp.Header.Get("X-Here") != "yes" || asked.Load() != 1 {
+		t.Errorf("%v, %v, asked %d times", resp.Header, err, asked.Load())
+	}
+}
+
+// Who goes away from an answer that is no upgrade leaves nothing behind.
+func TestRefusedUpgradeEndsWithItsClient(t *testing.T) {
+	ended := make(chan struct{})
+	address, _ := script(t, func(_ int, c net.Conn, r *bufio.Reader) {
+		defer close(ended)
+		if _, err := http.ReadRequest(r); err != nil {
+			return
+		}
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nbegins")
+		_, _ = io.Copy(io.Discard, r)
+	})
+	left := make(chan struct{})
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer close(left)
+		c, err := new(net.Dialer).DialContext(r.Context(), "tcp", address)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		out := Outgoing(r)
+		out.URL.Scheme, out.URL.Host = "http", address
+		up, err := Ask(r.Context(), c, out, "websocket", 4<<10)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		up.Refused(r.Context(), w)
+	}))
+	defer front.Close()
+	c, err := new(net.Dialer).DialContext(t.Context(), "tcp", front.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(c).ReadString('\n'); err != nil || !strings.Contains(line, "200") {
+		t.Errorf("%q, %v", line, err)
+	}
+	c.Close()
+	wait(t, left)
+	wait(t, ended)
+}

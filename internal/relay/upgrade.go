@@ -102,10 +102,24 @@ func Ask(ctx context.Context, conn net.Conn, out *http.Request, protocol string,
 // Drop gives up the answer of a server.
 func (u *Upgrade) Drop() { Reset(u.conn) }
 
-// Refused passes the answer of a server on that did not change protocols.
-func (u *Upgrade) Refused(w http.ResponseWriter) {
-	defer u.conn.Close()
+// Refused passes the answer of a server on that did not change protocols, until ctx ends.
+func (u *Upgrade) Refused(ctx context.Context, w http.ResponseWriter) {
+	stop := context.AfterFunc(ctx, u.Drop)
+	defer stop()
+	// Its own Close would read an answer to its end that nobody wants any more.
+	u.Response.Body = &dropped{u.Response.Body, u}
 	answer(w, u.Response, false)
+}
+
+// dropped is the body of an answer whose connection ends with it.
+type dropped struct {
+	io.Reader
+	upgrade *Upgrade
+}
+
+func (d *dropped) Close() error {
+	d.upgrade.Drop()
+	return nil
 }
 
 // handshakeTime bounds how long a client may take to take the answer.

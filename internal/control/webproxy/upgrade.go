@@ -39,7 +39,7 @@ func (e *Edge) upgrade(w http.ResponseWriter, in *http.Request, x *exchange, pro
 	x.note(up.Response.StatusCode)
 	x.finish(up.Response.Header)
 	if up.Response.StatusCode != http.StatusSwitchingProtocols {
-		up.Refused(w)
+		up.Refused(in.Context(), w)
 		return false
 	}
 	tunnel, err := up.Accept(w)

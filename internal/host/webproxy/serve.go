@@ -134,7 +134,7 @@ func (p *Proxy) upgrade(w http.ResponseWriter, r *http.Request, x *exchange, pro
 		return
 	}
 	if asked.Response.StatusCode != http.StatusSwitchingProtocols {
-		asked.Refused(w)
+		asked.Refused(r.Context(), w)
 		return
 	}
 	tunnel, err := asked.Accept(w)
