@@ -22,6 +22,7 @@ const (
 const (
 	reasonMissing = "its host no longer has it, and cannot say why"
 	reasonEnded   = "it ended by itself"
+	reasonAdopted = "its host has it and the server had lost its record; its ports are private, and its labels and clocks are not known any more"
 )
 
 // watch keeps the store true to the host until ctx ends, or the host for good.
@@ -108,7 +109,8 @@ func (s *Service) reconcile(ctx context.Context, before []Sandbox, seen map[stri
 }
 
 // adopt makes a row for a sandbox that its host has and nobody here knows, as after the
-// database was restored from a copy: it may be somebody's work, and shall be seen.
+// database was restored from a copy: it may be somebody's work, and shall be seen. Nobody
+// knows whether its ports were public, so they are not any more.
 func (s *Service) adopt(ctx context.Context, h HostSandbox) error {
 	_, err := s.store.Get(ctx, h.ID)
 	if s.claims.has(h.ID) || !fault.Is(err, fault.NotFound) {
@@ -138,6 +140,10 @@ func (s *Service) adopt(ctx context.Context, h HostSandbox) error {
 	}
 	sb = sb.as(h)
 	sb.LastActiveAt, sb.HostIP, sb.GuestIP = at, h.HostIP, h.GuestIP
+	sb.Web = WebOptions{Private: true}.settings()
+	if sb.Reason == "" {
+		sb.Reason = reasonAdopted
+	}
 	s.log.WarnContext(ctx, "the host has a sandbox that nobody here knows; it is listed from now on", "sandbox", h.ID, "status", string(h.Status))
 	return s.store.Insert(ctx, sb)
 }

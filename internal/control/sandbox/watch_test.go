@@ -42,6 +42,9 @@ func TestReconcile(t *testing.T) {
 			t.Errorf("%s is %q", id, got)
 		}
 	}
+	if got := store.row("sbstranger"); !got.Web.Private() || got.Reason != reasonAdopted {
+		t.Errorf("the one that nobody knew: %+v, %q; whether its ports were public is not known", got.Web, got.Reason)
+	}
 	for id, want := range map[string]bool{"sbkept": true, "sbback": true, "sbstranger": true, "sbhalf": false, "sbdeleting": false, "sbending": false} {
 		if host.has(id) != want {
 			t.Errorf("the host has %s: %v", id, !want)
