@@ -5,8 +5,13 @@ import (
 	"errors"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
+
+// noIndex is in the place of an index where there is none.
+const noIndex = -1
 
 // Park takes the slot down like Release, for a guest that is away and may come back: its
 // index stays taken, and the kernel keeps its connections in mind, with the host's ports
@@ -40,16 +45,32 @@ func (n *Network) Park(ctx context.Context, slot Slot) error {
 // Unpark brings a parked slot back with its connections, and held: until the guest is in it
 // again the namespace would reset them. Let it go on with Unhold. If another has got the
 // slot meanwhile, or it was released, Unpark is AcquireSlot and Hold of the same index or
-// any, and nothing that the guest had open goes on. If it fails a parked slot stays parked.
+// any, and nothing that the guest had open goes on; so it is if a program of the host has
+// the slot's address for itself now. If it fails a parked slot stays parked.
 func (n *Network) Unpark(ctx context.Context, slot Slot) (Slot, error) {
 	back, err := n.unpark(ctx, slot)
+	if errors.Is(err, unix.EADDRINUSE) && ctx.Err() == nil {
+		other, err := n.acquireHeld(ctx, noIndex)
+		if err == nil {
+			n.log.WarnContext(ctx, "the address of a parked network slot is in use; its guest gets another, and loses its connections",
+				"slot", slot.Index, "new", other.Index)
+			n.Retire(ctx, slot)
+		}
+		return other, err
+	}
 	if err != nil {
 		return Slot{}, failed(ctx, err, "cannot set up network slot %d", slot.Index)
 	}
 	if back {
 		return slot, nil
 	}
-	if slot, err = n.AcquireSlot(ctx, slot.Index); err != nil {
+	return n.acquireHeld(ctx, slot.Index)
+}
+
+// acquireHeld is AcquireSlot and Hold.
+func (n *Network) acquireHeld(ctx context.Context, prefer int) (Slot, error) {
+	slot, err := n.AcquireSlot(ctx, prefer)
+	if err != nil {
 		return Slot{}, err
 	}
 	if err := n.Hold(ctx, slot); err != nil {
@@ -85,7 +106,6 @@ func (n *Network) reopen(ctx context.Context, slot Slot, was lease, state standi
 
 // takeParked makes a slot in the place of the one that has been parked for longest.
 func (n *Network) takeParked(ctx context.Context) (_ Slot, taken bool, err error) {
-	const noIndex = -1
 	for ctx.Err() == nil {
 		ours, err := n.leases.ours()
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -344,4 +345,35 @@ func TestFailedUnparkLeavesTheSlotParked(t *testing.T) {
 		t.Fatal(err)
 	}
 	exchange(t, guest, peer, "back again")
+}
+
+// A program of the host that has taken the slot's address for itself costs the guest its
+// connections, and not its life.
+func TestUnparkWhereTheAddressIsInUse(t *testing.T) {
+	n := open(t, newConfig(t))
+	slot := mustAcquire(t, n)
+	if err := n.Park(t.Context(), slot); err != nil {
+		t.Fatal(err)
+	}
+	// The address itself goes with the slot; one may listen on it all the same.
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		controlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) })
+		return errors.Join(controlErr, err)
+	}}
+	squatter, err := config.ListenPacket(t.Context(), "udp4", netip.AddrPortFrom(slot.Gateway, dnsPort).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer squatter.Close()
+	other, err := n.Unpark(t.Context(), slot)
+	if err != nil || other.Index == slot.Index {
+		t.Fatalf("Unpark: %+v, %v, want another slot than %d", other, err, slot.Index)
+	}
+	if on, err := n.Held(t.Context(), other); err != nil || !on {
+		t.Errorf("Held: %t, %v", on, err)
+	}
+	n.retiring.Wait()
+	if got := traces(t, n, slot); len(got) > 0 {
+		t.Errorf("of the slot that was left %v are there", got)
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -32,6 +33,12 @@ const (
 	// querySize is the largest UDP query that is read, in bytes. Queries with cookies
 	// and padding outgrow the classic 512.
 	querySize = 1232
+
+	// busyTime is how long an address that is in use is tried again, and busyRetry how
+	// often. A process that is just being started holds copies of all our sockets until
+	// it executes its program, and with them the address of a server that was closed.
+	busyTime  = time.Second
+	busyRetry = 10 * time.Millisecond
 )
 
 // Server answers the DNS queries of one guest. Close it; it is safe for concurrent use.
@@ -49,14 +56,9 @@ type Server struct {
 // Serve listens on listen, over UDP and TCP, and answers queries that come from guest and
 // nobody else's, until Close. It returns when both sockets are ready.
 func (f *Forwarder) Serve(ctx context.Context, listen netip.AddrPort, guest netip.Addr) (*Server, error) {
-	var config net.ListenConfig
-	packets, err := config.ListenPacket(ctx, "udp4", listen.String())
+	packets, listener, err := open(ctx, listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen for DNS: %w", err)
-	}
-	listener, err := config.Listen(ctx, "tcp4", listen.String())
-	if err != nil {
-		return nil, fmt.Errorf("listen for DNS: %w", errors.Join(err, packets.Close()))
 	}
 	s := &Server{
 		forwarder: f,
@@ -72,6 +74,36 @@ func (f *Forwarder) Serve(ctx context.Context, listen netip.AddrPort, guest neti
 		IdleTimeout: func() time.Duration { return connIdleTimeout },
 	})
 	return s, nil
+}
+
+// open opens both sockets. It waits a moment for an address that is in use.
+func open(ctx context.Context, listen netip.AddrPort) (net.PacketConn, net.Listener, error) {
+	tick := time.NewTicker(busyRetry)
+	defer tick.Stop()
+	for end := time.Now().Add(busyTime); ; {
+		packets, listener, err := openOnce(ctx, listen)
+		if !errors.Is(err, unix.EADDRINUSE) || time.Now().After(end) {
+			return packets, listener, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil, errors.Join(ctx.Err(), err)
+		case <-tick.C:
+		}
+	}
+}
+
+func openOnce(ctx context.Context, listen netip.AddrPort) (net.PacketConn, net.Listener, error) {
+	var config net.ListenConfig
+	packets, err := config.ListenPacket(ctx, "udp4", listen.String())
+	if err != nil {
+		return nil, nil, err
+	}
+	listener, err := config.Listen(ctx, "tcp4", listen.String())
+	if err != nil {
+		return nil, nil, errors.Join(err, packets.Close())
+	}
+	return packets, listener, nil
 }
 
 // start runs server on a goroutine and returns once it serves: a dns.Server that is shut
