@@ -85,6 +85,14 @@ func (s tellingStore) SetStatus(ctx context.Context, id string, to Status, reaso
 	return ok, err
 }
 
+func (s tellingStore) Expire(ctx context.Context, read Sandbox, to Status, reason string, at time.Time) (bool, error) {
+	ok, err := s.Store.Expire(ctx, read, to, reason, at)
+	if ok {
+		s.changes.tell(read.ID, to)
+	}
+	return ok, err
+}
+
 func (s tellingStore) Delete(ctx context.Context, id string) (bool, error) {
 	ok, err := s.Store.Delete(ctx, id)
 	if ok {

@@ -121,6 +121,7 @@ func (c *clocks) pass(ctx context.Context) time.Duration {
 		case deadline:
 			c.activity.sealBusy(sb.ID)
 			c.expire(ctx, sb, fmt.Sprintf("its deadline of %d s passed", int64(sb.Deadline/time.Second)))
+			wait = min(wait, busyWait) // it may come to nothing
 		default:
 			c.endIfAtRest(ctx, sb)
 			wait = min(wait, busyWait)
@@ -240,13 +241,13 @@ func (c *clocks) judge(w *lateWatch, sb Sandbox, running int, err error) bool {
 func (c *clocks) kill(ctx context.Context, sb Sandbox, reason string) (again time.Duration) {
 	ctx, cancel := detached(ctx)
 	defer cancel()
-	ok, err := c.store.SetStatus(ctx, sb.ID, Stopping, reason, now(), Running)
+	ok, err := c.store.Expire(ctx, sb, Stopping, reason, now())
 	if err != nil {
 		c.log.ErrorContext(ctx, "could not end a sandbox; trying again", "sandbox", sb.ID, "error", err)
 		return failedWait
 	}
 	if !ok {
-		return 0 // somebody else pauses or ends it
+		return 0 // somebody else pauses or ends it, or has set its clocks
 	}
 	if err := c.finish(ctx, sb.ID, reason); err != nil {
 		c.log.ErrorContext(ctx, "could not end a sandbox; trying again when the host is back", "sandbox", sb.ID, "error", err)

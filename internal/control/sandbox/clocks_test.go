@@ -165,3 +165,43 @@ func TestUseMakesUpForAFailedPause(t *testing.T) {
 		t.Errorf("%d tries", n)
 	}
 }
+
+// latecomer is a Store whose rows change right after they were listed.
+type latecomer struct {
+	Store
+	then func()
+}
+
+func (s *latecomer) List(ctx context.Context, f Filter) ([]Sandbox, error) {
+	found, err := s.Store.List(ctx, f)
+	if then := s.then; then != nil {
+		s.then = nil
+		then()
+	}
+	return found, err
+}
+
+// Who was answered that the deadline is another has it, however late.
+func TestAnExtensionIsNotLostToAClockThatHasLooked(t *testing.T) {
+	for _, onTimeout := range []OnTimeout{Pause, Kill} {
+		s, store, _ := newTest(t)
+		c := newClocks(s)
+		sb, err := s.Create(t.Context(), Options{Deadline: time.Nanosecond, OnTimeout: onTimeout})
+		if err != nil {
+			t.Fatal(err)
+		}
+		hour := time.Hour
+		s.store = &latecomer{s.store, func() {
+			if _, err := s.SetTimeouts(t.Context(), sb.ID, Timeouts{Deadline: &hour}); err != nil {
+				t.Error(err)
+			}
+		}}
+		for range 2 {
+			c.pass(t.Context())
+			c.work.Wait()
+		}
+		if row := store.row(sb.ID); row.Status != Running || row.Deadline != hour {
+			t.Errorf("%s: it is %s (%s)", onTimeout, row.Status, row.Reason)
+		}
+	}
+}

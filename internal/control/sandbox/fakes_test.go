@@ -122,6 +122,16 @@ func (m *memStore) SetStatus(ctx context.Context, id string, to Status, reason s
 	return m.update(ctx, id, from, func(s *Sandbox) { s.Status, s.Reason, s.UpdatedAt = to, reason, at })
 }
 
+func (m *memStore) Expire(ctx context.Context, read Sandbox, to Status, reason string, at time.Time) (bool, error) {
+	m.mu.Lock()
+	changed := !m.rows[read.ID].UpdatedAt.Equal(read.UpdatedAt)
+	m.mu.Unlock()
+	if changed {
+		return false, nil
+	}
+	return m.SetStatus(ctx, read.ID, to, reason, at, Running)
+}
+
 func (m *memStore) Delete(ctx context.Context, id string) (bool, error) {
 	if err := ctx.Err(); err != nil {
 		return false, err

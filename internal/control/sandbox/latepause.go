@@ -69,7 +69,9 @@ func (r *refused) Unwrap() error { return r.error }
 
 // pauseLate pauses a sandbox. It returns how long to leave it alone when that failed.
 func (c *clocks) pauseLate(ctx context.Context, sb Sandbox, reason string) (again time.Duration) {
-	_, err := c.pause(ctx, sb.ID, reason)
+	_, err := c.pause(ctx, sb.ID, func(ctx context.Context) (bool, error) {
+		return c.store.Expire(ctx, sb, Pausing, reason, now())
+	})
 	switch {
 	case err == nil:
 		c.log.InfoContext(ctx, "paused a sandbox", "sandbox", sb.ID, "reason", reason)
@@ -79,7 +81,7 @@ func (c *clocks) pauseLate(ctx context.Context, sb Sandbox, reason string) (agai
 	case errors.As(err, new(*refused)):
 		return c.refuse(ctx, sb, reason, err)
 	case fault.Is(err, fault.InvalidState):
-		return busyWait // it is paused by somebody else, or is being written down for a copy
+		return busyWait // it is paused by somebody else, being written down for a copy, or has other clocks now
 	}
 	c.log.ErrorContext(ctx, "could not pause a sandbox whose time has come; trying again", "sandbox", sb.ID, "wait", failedWait, "error", err)
 	return failedWait
@@ -101,7 +103,7 @@ func (c *clocks) refuse(ctx context.Context, sb Sandbox, reason string, err erro
 	wait, note := r.wait(), fmt.Sprintf("it runs on although %s, since it could not be paused (tries: %d): %s", reason, r.count, fault.MessageOf(err))
 	if ends := r.ends(err); !ends.IsZero() {
 		if !at.Before(ends) {
-			return c.kill(ctx, sb, fmt.Sprintf("%s, and for %v it could not be paused: %s", reason, refusedGrace, fault.MessageOf(err)))
+			return c.killLate(ctx, sb.ID, deadline, fmt.Sprintf("%s, and for %v it could not be paused: %s", reason, refusedGrace, fault.MessageOf(err)))
 		}
 		wait = min(wait, ends.Sub(at))
 		note += fmt.Sprintf("; if it still cannot, and its deadline is not moved, it is ended at %s", ends.UTC().Format(time.RFC3339))
@@ -111,6 +113,19 @@ func (c *clocks) refuse(ctx context.Context, sb Sandbox, reason string, err erro
 		c.log.ErrorContext(ctx, "could not write down why a sandbox runs on", "sandbox", sb.ID, "error", err)
 	}
 	return wait
+}
+
+// killLate is kill of a sandbox after a try to pause it, unless it got another deadline.
+func (c *clocks) killLate(ctx context.Context, id string, deadline time.Time, reason string) (again time.Duration) {
+	sb, err := c.store.Get(ctx, id)
+	if err != nil {
+		c.log.ErrorContext(ctx, "could not end a sandbox; trying again", "sandbox", id, "error", err)
+		return failedWait
+	}
+	if due, isDeadline := sb.end(); !isDeadline || !due.Equal(deadline) {
+		return 0
+	}
+	return c.kill(ctx, sb, reason)
 }
 
 // notBefore is when a sandbox may be paused or ended at the earliest, after that failed.

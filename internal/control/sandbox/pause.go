@@ -20,15 +20,17 @@ const (
 // Pause writes a running sandbox down and answers when it is safe. It goes on when its
 // caller goes away: a sandbox that is half paused helps nobody.
 func (s *Service) Pause(ctx context.Context, id string) (Sandbox, error) {
-	return s.pause(ctx, id, "")
+	return s.pause(ctx, id, func(ctx context.Context) (bool, error) {
+		return s.store.SetStatus(ctx, id, Pausing, "", now(), Running)
+	})
 }
 
-// pause is Pause with a reason for a person to read, unless it is empty.
-func (s *Service) pause(ctx context.Context, id, reason string) (Sandbox, error) {
+// pause is Pause with what makes the sandbox's status Pausing, or reports that it may not.
+func (s *Service) pause(ctx context.Context, id string, begin func(context.Context) (bool, error)) (Sandbox, error) {
 	defer s.claim(ctx, id)()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pauseTime)
 	defer cancel()
-	began, err := s.store.SetStatus(ctx, id, Pausing, reason, now(), Running)
+	began, err := begin(ctx)
 	if err != nil {
 		return Sandbox{}, err
 	}

@@ -23,6 +23,10 @@ type Store interface {
 	// SetStatus changes the status and the reason if the sandbox is in one of the
 	// statuses from; it reports whether it was.
 	SetStatus(ctx context.Context, id string, to Status, reason string, at time.Time, from ...Status) (bool, error)
+	// Expire is SetStatus of a running sandbox whose time has come, unless anything but its
+	// activity was written since read was: somebody may just have been told that its time is
+	// another.
+	Expire(ctx context.Context, read Sandbox, to Status, reason string, at time.Time) (bool, error)
 	// Delete reports whether there was something to delete.
 	Delete(ctx context.Context, id string) (bool, error)
 }

@@ -172,6 +172,18 @@ func (s *Sandboxes) SetStatus(ctx context.Context, id string, to sandbox.Status,
 	return n > 0, nil
 }
 
+// Expire implements sandbox.Store. The time of the last change is what a row's version is:
+// all that writes one sets it, but for Touch.
+func (s *Sandboxes) Expire(ctx context.Context, read sandbox.Sandbox, to sandbox.Status, reason string, at time.Time) (bool, error) {
+	n, err := s.db.exec(ctx, `UPDATE sandboxes SET status = $1, reason = $2, updated_at = $3
+		WHERE id = $4 AND status = $5 AND updated_at = $6`,
+		to, reason, micros(at), read.ID, sandbox.Running, micros(read.UpdatedAt))
+	if err != nil {
+		return false, fmt.Errorf("set sandbox %s to %s: %w", read.ID, to, err)
+	}
+	return n > 0, nil
+}
+
 // statusIn is the condition that the status is one of from, whose values it appends to
 // args.
 func statusIn(from []sandbox.Status, args *[]any) string {

@@ -121,6 +121,42 @@ func TestSetStatusDecidesOnce(t *testing.T) {
 	}
 }
 
+// An extension that was written after the clocks have looked is not lost.
+func TestExpireMindsWhatWasWrittenSince(t *testing.T) {
+	db, _ := open(t)
+	st, ctx := db.Sandboxes(), t.Context()
+	read := sample("sb1", t0)
+	read.Status = sandbox.Running
+	if err := st.Insert(ctx, read); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Touch(ctx, map[string]time.Time{"sb1": t0.Add(time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	// The same value once more is an extension too.
+	if ok, err := st.SetClocks(ctx, "sb1", sandbox.Timeouts{Timeout: &read.Timeout}, t0.Add(time.Minute), sandbox.Running); !ok || err != nil {
+		t.Fatalf("SetClocks: %v %v", ok, err)
+	}
+	if ok, err := st.Expire(ctx, read, sandbox.Pausing, "late", t0.Add(time.Minute)); ok || err != nil {
+		t.Errorf("Expire of what was extended: %v %v", ok, err)
+	}
+	read, err := st.Get(ctx, "sb1")
+	if err != nil || read.Status != sandbox.Running {
+		t.Fatalf("it is %s, %v", read.Status, err)
+	}
+	if err := st.Touch(ctx, map[string]time.Time{"sb1": t0.Add(2 * time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []bool{true, false} {
+		if ok, err := st.Expire(ctx, read, sandbox.Pausing, "late", read.UpdatedAt); ok != want || err != nil {
+			t.Errorf("Expire: %v %v, want %v", ok, err, want)
+		}
+	}
+	if got, err := st.Get(ctx, "sb1"); err != nil || got.Status != sandbox.Pausing || got.Reason != "late" {
+		t.Errorf("it is %s (%s), %v", got.Status, got.Reason, err)
+	}
+}
+
 func TestListFiltersAndPages(t *testing.T) {
 	db, _ := open(t)
 	st, ctx := db.Sandboxes(), t.Context()
