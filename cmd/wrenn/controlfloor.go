@@ -59,7 +59,7 @@ func startControl(ctx context.Context, o upOptions, hostSocket string, log *slog
 	})
 	c.edge = webproxy.New(webproxy.Config{
 		Sandboxes: c.sandboxes.Traffic(), Host: c.proxy, Domain: o.domain,
-		MaxConnections: o.control.proxyConnections, RequestRate: o.control.proxyRate,
+		MaxConnections: o.control.proxyConnections, MaxVisits: o.budget.visits, RequestRate: o.control.proxyRate,
 		TrustedProxies: o.control.trustedProxies, Log: log,
 	})
 	c.api, err = httpapi.New(httpapi.Config{

@@ -56,6 +56,8 @@ type upOptions struct {
 	json        bool // print the credentials as JSON
 	host        hostOptions
 	control     controlOptions
+	// budget is what the listeners may have open; it is no flag.
+	budget budget
 }
 
 func newUpCommand() *cobra.Command {
@@ -135,6 +137,9 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 	defer paths.Close()
 
 	log := slog.New(slog.NewTextHandler(stderr, nil))
+	if o.budget, err = fileBudget(log); err != nil {
+		return err
+	}
 	showProgress, endProgress := imageProgress(stderr)
 	host, err := startHost(ctx, o.host, log, showProgress)
 	endProgress()

@@ -77,6 +77,8 @@ func (o *upOptions) origin(addr net.Addr) string {
 // webServers are the servers that clients reach.
 type webServers struct {
 	servers []*http.Server
+	// crowd bounds the connections of all of them.
+	crowd *webproxy.Crowd
 	// served gets an error when one of them cannot go on.
 	served chan error
 	// stopTLS ends what renews certificates.
@@ -99,7 +101,9 @@ func serveWeb(o upOptions, control *controlFloor, api net.Listener, paths pathLi
 	control.edge.SetAddress(o.tls.scheme(), port, origin)
 
 	const listeners = 2
-	w := &webServers{served: make(chan error, listeners), stopTLS: func() {}}
+	w := &webServers{
+		crowd: webproxy.NewCrowd(o.budget.connections), served: make(chan error, listeners), stopTLS: func() {},
+	}
 	var config *tls.Config
 	switch {
 	case o.tls.acme:
@@ -122,10 +126,10 @@ func serveWeb(o upOptions, control *controlFloor, api net.Listener, paths pathLi
 
 func (w *webServers) serve(h http.Handler, l net.Listener, config *tls.Config, log *slog.Logger) {
 	server := newHTTPServer(h, log)
-	server.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
-		return webproxy.ConnContext(httpapi.ConnContext(ctx, conn), conn)
-	}
+	server.ConnContext = httpapi.ConnContext
 	server.TLSConfig = config
+	w.crowd.Guard(server)
+	l = w.crowd.Listen(l)
 	w.servers = append(w.servers, server)
 	go func() {
 		if config != nil {

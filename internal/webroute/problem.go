@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Kind says what kind of problem kept a request from being served.
@@ -19,6 +20,7 @@ const (
 	KindClosed    Kind = "closed_port" // nothing listens on the port
 	KindForbidden Kind = "forbidden"
 	KindTooMany   Kind = "too_many"
+	KindBusy      Kind = "busy"    // the server has no room for more
 	KindBroken    Kind = "broken"  // the application answered nothing that is HTTP
 	KindSilent    Kind = "silent"  // the application did not answer in time
 	KindNoPath    Kind = "no_path" // of the guest daemon, for its host alone
@@ -34,7 +36,12 @@ type Problem struct {
 	Target Target // the parts that are known
 	// Path is set when there is nothing at it.
 	Path string
+	// RetryAfter is when it is worth to ask again; 0: that is not said.
+	RetryAfter time.Duration
 }
+
+// busyTime is when a server that has no room may be asked again.
+const busyTime = 5 * time.Second
 
 // NotFound is the problem of a sandbox that does not exist, or not any more.
 func NotFound(t Target) Problem {
@@ -76,6 +83,13 @@ func TooMany(t Target, message string) Problem {
 		Advice: "Wait a moment, and load this page again."}
 }
 
+// Busy is the problem of a server that has as many connections to sandboxes as it can have.
+func Busy(t Target) Problem {
+	t.Port = 0
+	return Problem{Kind: KindBusy, Status: http.StatusServiceUnavailable, Message: "This server has too many connections to sandboxes at once", Target: t,
+		Advice: "Wait a moment, and load this page again.", RetryAfter: busyTime}
+}
+
 // NoPath is the problem of a path that is not for anybody outside the sandbox's host.
 func NoPath(path string) Problem {
 	return Problem{Kind: KindNoPath, Status: http.StatusNotFound, Message: "There is nothing at this path", Path: path}
@@ -91,6 +105,9 @@ func (p Problem) Write(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Add("Vary", "Accept")
+	if p.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(int(p.RetryAfter.Seconds())))
+	}
 	body, kind := p.json(), "application/json"
 	if wantsPage(r) {
 		body, kind = p.page(), "text/html; charset=utf-8"

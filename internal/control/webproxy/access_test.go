@@ -112,13 +112,13 @@ func TestTooManyWaitForAWake(t *testing.T) {
 	first.Go(func() { _ = ask(t, b.front, http.MethodGet, boxHost, "/") })
 	<-asked
 	gu := b.edge.guests.get(boxID)
-	if done, ok := gu.wait(); ok {
+	if done, err := gu.wait(); err == nil {
 		done()
 		t.Error("a second one may wait")
 	}
 	close(release)
 	first.Wait()
-	if done, ok := gu.wait(); !ok {
+	if done, err := gu.wait(); err != nil {
 		t.Error("nobody may wait any more")
 	} else {
 		done()

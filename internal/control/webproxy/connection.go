@@ -22,11 +22,11 @@ func resetOnAbort(r *http.Request, panicked any) {
 	if err, ok := panicked.(error); !ok || !errors.Is(err, http.ErrAbortHandler) || r.ProtoMajor != 1 {
 		return
 	}
-	conn, ok := r.Context().Value(connectionKey{}).(net.Conn)
+	conn, _ := r.Context().Value(connectionKey{}).(net.Conn)
 	if secured, under := conn.(*tls.Conn); under {
 		conn = secured.NetConn()
 	}
-	if tcp, under := conn.(*net.TCPConn); ok && under {
+	if tcp, under := conn.(interface{ SetLinger(sec int) error }); under {
 		_ = tcp.SetLinger(0) // a closed one has ended already
 	}
 }

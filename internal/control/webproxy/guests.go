@@ -19,6 +19,7 @@ const factsAge = time.Second
 type guests struct {
 	maxOpen int
 	rate    float64
+	room    *room
 
 	mu   sync.Mutex
 	byID map[string]*list.Element // of *guest
@@ -26,8 +27,13 @@ type guests struct {
 	recent *list.List
 }
 
-func newGuests(maxOpen int, rate float64) *guests {
-	return &guests{maxOpen: maxOpen, rate: rate, byID: make(map[string]*list.Element), recent: list.New()}
+// newGuests bounds the visits of one sandbox by maxOpen, and by half of what room has: two
+// of them must not keep the visitors of all others out.
+func newGuests(maxOpen int, rate float64, room *room) *guests {
+	if room.max > 0 {
+		maxOpen = min(maxOpen, max(int(room.max)/2, 1))
+	}
+	return &guests{maxOpen: maxOpen, rate: rate, room: room, byID: make(map[string]*list.Element), recent: list.New()}
 }
 
 // get returns what is known of a sandbox, nil when nothing is.
@@ -47,7 +53,7 @@ func (g *guests) learn(sb sandbox.Sandbox, at time.Time) *guest {
 	g.mu.Lock()
 	e := g.byID[sb.ID]
 	if e == nil {
-		e = g.recent.PushFront(newGuest(sb.ID, g.maxOpen, g.rate))
+		e = g.recent.PushFront(newGuest(sb.ID, g.maxOpen, g.rate, g.room))
 		g.byID[sb.ID] = e
 		g.trim()
 	}
@@ -117,6 +123,7 @@ func (g *guests) resetAll() {
 type guest struct {
 	id      string
 	maxOpen int
+	room    *room
 	stats   stats
 	// touched is when its activity was last told, in nanoseconds since 1970.
 	touched atomic.Int64
@@ -131,8 +138,8 @@ type guest struct {
 	waiting int
 }
 
-func newGuest(id string, maxOpen int, rate float64) *guest {
-	return &guest{id: id, maxOpen: maxOpen, bucket: newBucket(rate), open: make(map[*visit]struct{})}
+func newGuest(id string, maxOpen int, rate float64, room *room) *guest {
+	return &guest{id: id, maxOpen: maxOpen, room: room, bucket: newBucket(rate), open: make(map[*visit]struct{})}
 }
 
 // visit is one request, or an upgraded connection, under way.
@@ -159,6 +166,9 @@ func (gu *guest) enter(cut func()) (*visit, error) {
 	if !gu.bucket.take(now()) {
 		return nil, errTooFast
 	}
+	if !gu.room.take() {
+		return nil, errFull
+	}
 	v := &visit{guest: gu, cut: cut}
 	gu.open[v] = struct{}{}
 	return v, nil
@@ -167,18 +177,22 @@ func (gu *guest) enter(cut func()) (*visit, error) {
 // wait begins to wait for the sandbox to wake, unless too many do. It is over when the
 // returned function is called. Those who wait are no visits, which the pause that they wait
 // for would cut.
-func (gu *guest) wait() (done func(), ok bool) {
+func (gu *guest) wait() (done func(), err error) {
 	gu.mu.Lock()
 	defer gu.mu.Unlock()
 	if len(gu.open)+gu.waiting >= gu.maxOpen {
-		return nil, false
+		return nil, errTooMany
+	}
+	if !gu.room.take() {
+		return nil, errFull
 	}
 	gu.waiting++
 	return func() {
+		gu.room.give()
 		gu.mu.Lock()
 		defer gu.mu.Unlock()
 		gu.waiting--
-	}, true
+	}, nil
 }
 
 // changeCut puts another way of cutting the visit in place of the first, when the request
@@ -193,8 +207,9 @@ func (v *visit) changeCut(cut func()) bool {
 	return true
 }
 
-// leave ends a visit.
+// leave ends a visit. It is called once.
 func (v *visit) leave() {
+	v.guest.room.give()
 	v.guest.mu.Lock()
 	defer v.guest.mu.Unlock()
 	delete(v.guest.open, v)
@@ -222,6 +237,23 @@ func (gu *guest) reset() {
 		v.cut()
 	}
 }
+
+// room is for how many visits there is room in the process, to all sandboxes together: each
+// costs file descriptors. It is safe for concurrent use.
+type room struct {
+	max  int64 // 0: there is no bound
+	used atomic.Int64
+}
+
+func (r *room) take() bool {
+	if used := r.used.Add(1); r.max > 0 && used > r.max {
+		r.used.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (r *room) give() { r.used.Add(-1) }
 
 // bucket lets requests through at a rate, with bursts of a second's worth. It is not safe
 // for concurrent use.

@@ -16,6 +16,8 @@ import (
 var (
 	errTooMany = errors.New("too many connections to this sandbox")
 	errTooFast = errors.New("too many requests for this sandbox")
+	// errFull is that all sandboxes together have too much.
+	errFull = errors.New("too many connections to sandboxes")
 )
 
 // kindRefused is the kind of a request that makes no sense here.
@@ -52,7 +54,7 @@ func unavailable(to webroute.Target) webroute.Problem {
 // stateProblem is the problem of a sandbox that does not run.
 func stateProblem(to webroute.Target, sb sandbox.Sandbox, err error) webroute.Problem {
 	switch {
-	case errors.Is(err, errTooMany):
+	case errors.Is(err, errTooMany), errors.Is(err, errFull):
 		return limitProblem(to, err)
 	case !errors.Is(err, errAsleep):
 		return wakeProblem(to, err)
@@ -82,8 +84,11 @@ func wakeProblem(to webroute.Target, err error) webroute.Problem {
 	return p
 }
 
-// limitProblem is the problem of a sandbox that is asked for too much.
+// limitProblem is the problem of a sandbox that is asked for too much, or of a server.
 func limitProblem(to webroute.Target, err error) webroute.Problem {
+	if errors.Is(err, errFull) {
+		return webroute.Busy(to)
+	}
 	message := "Too many requests for this sandbox in a short time"
 	if errors.Is(err, errTooMany) {
 		message = "Too many connections to this sandbox at once"

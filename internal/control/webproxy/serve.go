@@ -104,16 +104,16 @@ func (e *Edge) awake(ctx context.Context, gu *guest, sb sandbox.Sandbox) (*guest
 	default:
 		return nil, errAsleep
 	}
-	done, ok := gu.wait()
-	if !ok {
-		return nil, errTooMany
+	done, err := gu.wait()
+	if err != nil {
+		return nil, err
 	}
 	defer done()
 	if err := e.sandboxes.Wake(ctx, sb.ID); err != nil {
 		return nil, err
 	}
 	e.guests.forget(sb.ID)
-	gu, sb, err := e.look(ctx, sb.ID)
+	gu, sb, err = e.look(ctx, sb.ID)
 	if err == nil && sb.Status != sandbox.Running {
 		err = errAsleep
 	}

@@ -342,7 +342,7 @@ func TestLimits(t *testing.T) {
 
 // What is known of sandboxes is bounded; those that somebody talks to stay.
 func TestGuestsAreForgotten(t *testing.T) {
-	g := newGuests(1, 0)
+	g := newGuests(1, 0, &room{})
 	talked := g.learn(sandbox.Sandbox{ID: "sbtalked"}, now())
 	v, err := talked.enter(func() {})
 	if err != nil {

@@ -53,6 +53,9 @@ type Config struct {
 	// MaxConnections is how many requests and upgraded connections of one sandbox may be
 	// open at once; 0: DefaultMaxConnections.
 	MaxConnections int
+	// MaxVisits is how many may be open at once to all sandboxes together, of which one gets
+	// half at most; 0: there is no bound.
+	MaxVisits int
 	// RequestRate is how many requests a second one sandbox gets; 0: as many as come.
 	RequestRate float64
 	// TrustedProxies is where the proxies in front of us are, whose X-Forwarded-For, -Proto
@@ -81,7 +84,7 @@ func New(cfg Config) *Edge {
 	}
 	return &Edge{
 		sandboxes: cfg.Sandboxes, host: cfg.Host, domain: domainName(cfg.Domain),
-		guests: newGuests(cfg.MaxConnections, cfg.RequestRate), links: newLinks(),
+		guests: newGuests(cfg.MaxConnections, cfg.RequestRate, &room{max: int64(cfg.MaxVisits)}), links: newLinks(),
 		address: address{scheme: schemePlain, domain: cfg.Domain}, proxies: cfg.TrustedProxies, log: cfg.Log,
 	}
 }
