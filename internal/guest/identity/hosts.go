@@ -36,7 +36,7 @@ func (s System) writeHosts(up Update) error {
 	if s.HostsPath == "" || up.Hostname == "" && up.EventsIP == "" {
 		return nil
 	}
-	old, err := os.ReadFile(s.HostsPath)
+	old, err := readFile(s.HostsPath)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}

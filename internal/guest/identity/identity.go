@@ -6,6 +6,7 @@
 package identity
 
 import (
+	"cmp"
 	"crypto/sha512"
 	"crypto/subtle"
 	"encoding/hex"
@@ -60,14 +61,14 @@ type Identity struct {
 	env     map[string]string
 	own     map[string]string // environment that Update.Env cannot change
 	last    time.Time
-	user    string
+	user    string // empty until somebody named one
 	workdir string
 }
 
 // New returns an Identity that knows nothing yet and writes what it learns to system.
 func New(users *Users, system System, logger *slog.Logger) *Identity {
 	return &Identity{
-		users: users, system: system, logger: logger, user: fallbackUser,
+		users: users, system: system, logger: logger,
 		own: map[string]string{"E2B_SANDBOX": "true"},
 	}
 }
@@ -159,11 +160,14 @@ func (i *Identity) allows(up Update, presented string) bool {
 	return up.TokenHash == ""
 }
 
+// check says what is wrong with an update. It is for Apply, which holds mu.
 func (i *Identity) check(up Update) error {
 	if err := CheckEnv(up.Env); err != nil {
 		return err
 	}
-	if up.DefaultUser != "" {
+	// One that is set already has been looked up when it was set. By now the sandbox's own
+	// root may have removed the account, and must still be able to be woken.
+	if up.DefaultUser != "" && up.DefaultUser != i.user {
 		if _, err := i.users.Lookup(up.DefaultUser); err != nil {
 			return fault.Wrap(err, fault.InvalidRequest, "default user '%s' does not exist in this sandbox", up.DefaultUser)
 		}
@@ -195,7 +199,7 @@ func (i *Identity) Authorized(token string) bool {
 func (i *Identity) User(name string) (User, error) {
 	if name == "" {
 		i.mu.Lock()
-		name = i.user
+		name = cmp.Or(i.user, fallbackUser)
 		i.mu.Unlock()
 	}
 	return i.users.Lookup(name)

@@ -131,7 +131,7 @@ func removeIfThere(path string) error {
 
 // reloadSSH tells a running server to read its keys again.
 func (s System) reloadSSH() error {
-	data, err := os.ReadFile(s.SSHPidPath)
+	data, err := readFile(s.SSHPidPath)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

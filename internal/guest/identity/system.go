@@ -128,12 +128,12 @@ const (
 // replaceFile writes content so that a reader sees the old file or the new one. Where the
 // file cannot be replaced, being a mount of its own, it is written in place.
 func replaceFile(path, content string) error {
-	if old, err := os.ReadFile(path); err == nil && string(old) == content {
+	if old, err := readFile(path); err == nil && string(old) == content {
 		return nil
 	}
 	temp, err := os.CreateTemp(filepath.Dir(path), ".wrenn-identity-*")
 	if err != nil {
-		return os.WriteFile(path, []byte(content), fileMode)
+		return overwrite(path, content)
 	}
 	_, err = temp.WriteString(content)
 	err = errors.Join(err, temp.Chmod(fileMode), temp.Close())
@@ -145,7 +145,7 @@ func replaceFile(path, content string) error {
 	}
 	_ = os.Remove(temp.Name())
 	if errors.Is(err, unix.EBUSY) {
-		return os.WriteFile(path, []byte(content), fileMode)
+		return overwrite(path, content)
 	}
 	return err
 }

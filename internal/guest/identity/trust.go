@@ -32,6 +32,9 @@ type TrustStore struct {
 	Local string
 }
 
+// certificateType is that of a certificate's block in PEM.
+const certificateType = "CERTIFICATE"
+
 // ownPrefix begins the names of the files of certificates that came with an update.
 const ownPrefix = "wrenn-"
 
@@ -53,7 +56,7 @@ func parseAuthorities(bundle string) ([]authority, error) {
 		if block, rest = pem.Decode(rest); block == nil {
 			break
 		}
-		if block.Type != "CERTIFICATE" {
+		if block.Type != certificateType {
 			return nil, wrong(nil, "has a block of type '%s'", block.Type)
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
@@ -64,12 +67,7 @@ func parseAuthorities(bundle string) ([]authority, error) {
 		if err != nil {
 			return nil, wrong(err, "has a certificate, number %d, whose subject cannot be read", len(all)+1)
 		}
-		sum := sha256.Sum256(cert.Raw)
-		all = append(all, authority{
-			name:  ownPrefix + hex.EncodeToString(sum[:16]),
-			block: pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: cert.Raw}),
-			hash:  hash,
-		})
+		all = append(all, authority{name: ownName(cert.Raw), block: encodeCertificate(cert.Raw), hash: hash})
 	}
 	// What is damaged is passed over by the decoder.
 	if begun := strings.Count(bundle, "-----BEGIN "); begun != len(all) {
@@ -81,6 +79,17 @@ func parseAuthorities(bundle string) ([]authority, error) {
 	return all, nil
 }
 
+// ownName is the name of the file of a certificate, which says what is in it: a file of
+// another's that happens to have such a name is not taken for ours.
+func ownName(der []byte) string {
+	sum := sha256.Sum256(der)
+	return ownPrefix + hex.EncodeToString(sum[:16])
+}
+
+func encodeCertificate(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: certificateType, Bytes: der})
+}
+
 // install makes the sandbox trust these, and no longer what an earlier call installed. Each
 // file is replaced in one step, and a call that broke off is made good by the next.
 func (t TrustStore) install(wanted []authority) error {
@@ -88,7 +97,7 @@ func (t TrustStore) install(wanted []authority) error {
 		return nil
 	}
 	path := t.bundle()
-	old, err := os.ReadFile(path)
+	old, err := readFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -146,12 +155,14 @@ func (t TrustStore) own() (map[string][]byte, error) {
 	}
 	found := make(map[string][]byte, len(paths))
 	for _, path := range paths {
-		block, err := os.ReadFile(path)
+		// Others may have put something there, which is none of ours to remove or to trip over.
+		data, err := readFile(path)
 		if err != nil {
-			return nil, err
+			continue
 		}
-		if decoded, _ := pem.Decode(block); decoded != nil { // else it is not ours
-			found[strings.TrimSuffix(filepath.Base(path), ".crt")] = block
+		name := strings.TrimSuffix(filepath.Base(path), ".crt")
+		if block, _ := pem.Decode(data); block != nil && name == ownName(block.Bytes) {
+			found[name] = encodeCertificate(block.Bytes)
 		}
 	}
 	return found, nil

@@ -46,7 +46,7 @@ func (u *Users) Lookup(name string) (User, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if err := u.refresh(); err != nil {
-		return User{}, fault.Wrap(err, fault.Internal, "the accounts of the sandbox cannot be read")
+		return User{}, fault.Wrap(err, fault.Internal, "the accounts of the sandbox cannot be read; see that '%s' and '%s' are ordinary files", u.passwdPath, u.groupPath)
 	}
 	user, ok := u.byName[name]
 	if !ok {
@@ -105,11 +105,11 @@ func (u *Users) refresh() error {
 	if u.byName != nil && passwd == u.passwd && group == u.group {
 		return nil
 	}
-	accounts, err := os.ReadFile(u.passwdPath)
+	accounts, err := readFile(u.passwdPath)
 	if err != nil {
 		return err
 	}
-	groups, err := os.ReadFile(u.groupPath)
+	groups, err := readFile(u.groupPath)
 	if err != nil && !os.IsNotExist(err) {
 		return err
 	}
