@@ -59,19 +59,11 @@ func (f *forward) close() {
 func (w *watcher) accept(ctx, own context.Context, f *forward) {
 	defer close(f.done)
 	for {
-		// Before there is room for a relay, connections wait in the socket's backlog.
-		if !w.relays.enter(own) {
-			return
-		}
 		conn, err := f.listener.AcceptTCP()
 		if err == nil {
-			w.wg.Go(func() {
-				defer w.relays.leave()
-				w.relay(ctx, conn, f.target)
-			})
+			w.take(ctx, f, conn)
 			continue
 		}
-		w.relays.leave()
 		if own.Err() != nil || errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -82,6 +74,21 @@ func (w *watcher) accept(ctx, own context.Context, f *forward) {
 			return
 		}
 	}
+}
+
+// take makes a connection a relay. One for which there is no room is refused: in a queue
+// its client would wait for others that may never end.
+func (w *watcher) take(ctx context.Context, f *forward, conn *net.TCPConn) {
+	r := w.relays.enter(f.target.Port(), conn)
+	if r == nil {
+		reset(conn)
+		w.subsystem.cfg.Logger.DebugContext(ctx, "too many connections to a forwarded port", "outside", f.outside)
+		return
+	}
+	w.wg.Go(func() {
+		defer w.relays.leave(r)
+		w.carry(ctx, r, f.target)
+	})
 }
 
 // watchOwners has a look taken as soon as a process ends that serves a new forward. The
@@ -134,7 +141,7 @@ func awaitEnd(ctx context.Context, pid int) bool {
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(interrupted)
-		_ = file.SetReadDeadline(time.Unix(1, 0))
+		_ = file.SetReadDeadline(past)
 	})
 	err = conn.Read(func(fd uintptr) bool {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)

@@ -45,6 +45,7 @@ type Port struct {
 // connection.
 type PortSubsystem struct {
 	cfg     Config
+	limits  limits
 	signals signals
 
 	// life is held over every change between running and stopped.
@@ -61,7 +62,7 @@ type PortSubsystem struct {
 
 // New returns a stopped PortSubsystem.
 func New(cfg Config) *PortSubsystem {
-	return &PortSubsystem{cfg: cfg, asks: make(chan chan struct{})}
+	return &PortSubsystem{cfg: cfg, limits: usualLimits, asks: make(chan chan struct{})}
 }
 
 // run is one time between a Start and its Stop.

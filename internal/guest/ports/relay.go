@@ -2,82 +2,118 @@ package ports
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-const (
-	// maxRelays bounds how many connections are forwarded at once, over all ports. Each
-	// takes two sockets and, while data moves, two pipes.
-	maxRelays = 1024
-	// dialTimeout bounds how long a server on loopback may take to accept; its backlog may
-	// be full.
-	dialTimeout = 10 * time.Second
-)
+// dialTimeout bounds how long a server on loopback may take to accept; its backlog may be
+// full.
+const dialTimeout = 10 * time.Second
 
-// relays counts connections that are forwarded.
-type relays struct{ slots chan struct{} }
+// pieceSize is what the rest of a half-open connection is copied through, in bytes.
+const pieceSize = 32 << 10
 
-func newRelays() relays { return relays{slots: make(chan struct{}, maxRelays)} }
+var pieces = sync.Pool{New: func() any { b := make([]byte, pieceSize); return &b }}
 
-// enter waits for room; false when ctx ends first.
-func (r relays) enter(ctx context.Context) bool {
-	select {
-	case r.slots <- struct{}{}:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
+// past is a time that ends whatever waits for a connection.
+var past = time.Unix(1, 0)
 
-func (r relays) leave() { <-r.slots }
-
-// relay carries what one connection brings to the target and back, until both sides have
-// said all. The end of one direction is passed on as such. When ctx ends, or one side
-// breaks, the other is reset: it must not take what it has got for the whole.
-func (w *watcher) relay(ctx context.Context, outside *net.TCPConn, target netip.AddrPort) {
+// carry moves what a connection brings to the target and back, until both sides have said
+// all. The end of one direction is passed on as such. When ctx ends, or one side breaks,
+// the other is reset: it must not take what it has got for the whole.
+func (w *watcher) carry(ctx context.Context, r *relay, target netip.AddrPort) {
 	dialer := net.Dialer{Timeout: dialTimeout}
 	conn, err := dialer.DialContext(ctx, "tcp", target.String())
 	if err != nil {
-		reset(outside)
+		reset(r.outside)
 		poke(w.wake) // most likely the server has gone
 		return
 	}
-	inside := conn.(*net.TCPConn)
+	r.inside = conn.(*net.TCPConn)
 
-	both := func() {
-		reset(outside)
-		reset(inside)
-	}
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(interrupted)
-		both()
+		r.cut()
 	})
 	var wg sync.WaitGroup
-	wg.Go(func() { pass(inside, outside, both) })
-	pass(outside, inside, both)
+	wg.Go(func() { r.pass(r.inside, r.outside) })
+	r.pass(r.outside, r.inside)
 	wg.Wait()
 	if !stop() {
 		<-interrupted
 	}
-	_ = outside.Close()
-	_ = inside.Close()
+	_ = r.outside.Close()
+	_ = r.inside.Close()
 }
 
 // pass copies one direction. Between two TCP connections io.Copy has the kernel move the
-// data.
-func pass(to, from *net.TCPConn, broken func()) {
-	if _, err := io.Copy(to, from); err != nil {
-		broken()
-		return
+// data, and does not tell before its end whether any moves.
+func (r *relay) pass(to, from *net.TCPConn) {
+	_, err := io.Copy(to, from)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = r.passRest(to, from) // it ended while io.Copy waited, so nothing is lost
 	}
-	if to.CloseWrite() != nil {
-		broken()
+	if err == nil {
+		// From here on the other direction is one that can be watched.
+		r.all.directionEnded(r)
+		_ = to.SetReadDeadline(past)
+		err = to.CloseWrite()
 	}
+	if err != nil {
+		r.cut()
+	}
+}
+
+// passRest copies the direction that goes on when the other has ended. While it waits it
+// holds nothing: most that stay half-open wait for an answer that nobody wants.
+func (r *relay) passRest(to, from *net.TCPConn) error {
+	if err := from.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	raw, err := from.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for {
+		if err := raw.Read(readable); err != nil {
+			return err
+		}
+		if err := r.passPiece(to, from); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// readable says whether a read would not wait. An error is for the read to report.
+func readable(fd uintptr) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err != nil || n > 0
+}
+
+// passPiece copies what there is to read.
+func (r *relay) passPiece(to, from *net.TCPConn) error {
+	buf := pieces.Get().(*[]byte)
+	defer pieces.Put(buf)
+	n, err := from.Read(*buf)
+	if err != nil {
+		return err
+	}
+	r.touch()
+	if _, err := to.Write((*buf)[:n]); err != nil {
+		return err
+	}
+	r.touch()
+	return nil
 }
 
 // reset closes a connection so that its peer sees an error.

@@ -52,7 +52,7 @@ type watcher struct {
 	looks int
 
 	forwards map[netip.AddrPort]*forward // by the address outside
-	relays   relays
+	relays   *relays
 	wg       sync.WaitGroup
 }
 
@@ -61,7 +61,7 @@ func newWatcher(s *PortSubsystem, t *table) *watcher {
 		subsystem: s, table: t,
 		wake:     make(chan struct{}, 1),
 		forwards: make(map[netip.AddrPort]*forward),
-		relays:   newRelays(),
+		relays:   newRelays(s.limits),
 	}
 }
 
@@ -89,6 +89,7 @@ func (w *watcher) watch(ctx context.Context) {
 
 // step is one look and what follows from it.
 func (w *watcher) step(ctx context.Context) {
+	w.relays.cutSilent()
 	began := time.Now()
 	changed, err := w.look()
 	now := time.Now()
