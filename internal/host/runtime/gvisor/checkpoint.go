@@ -73,7 +73,10 @@ func (d *Driver) Checkpoint(ctx context.Context, id, dir string) error {
 	if err == nil {
 		err = ctx.Err()
 	}
-	if noRoom(dir) {
+	if fault.Is(err, fault.NotFound) && d.cgroups.outOfMemory(id) {
+		err = fault.Wrap(err, fault.AgentError, "the sandbox ran out of memory while it was written down, and has ended; "+
+			"the host had too little for what many files or connections need of it")
+	} else if noRoom(dir) {
 		err = fault.Wrap(err, fault.NoSpace, "the host's disk is full; make room on it and try again")
 	} else if what, ok := unsaveable(err); ok {
 		err = fault.Wrap(err, fault.InvalidState, "something in the sandbox cannot be written down; end what uses it and try again: %s", what)
@@ -144,6 +147,9 @@ func (d *Driver) save(id, dir string) error {
 	if err := c.call(callPause, nil, nil, nil, controlTime); err != nil {
 		return err
 	}
+	if err := d.memory.lift(id); err != nil {
+		return err
+	}
 	options := map[string]any{
 		"Resume":          true,
 		"have_pages_file": true,
@@ -194,7 +200,9 @@ const (
 
 // freezeMark is a file that is there from before a sandbox is frozen until it has been
 // thawed, for whoever comes after a process that died in between.
-func (d *Driver) freezeMark(id string) string { return filepath.Join(d.bundle(id), "freeze") }
+func (d *Driver) freezeMark(id string) string { return filepath.Join(d.bundle(id), freezeFile) }
+
+const freezeFile = "freeze"
 
 // Thaw lets a frozen sandbox go on. The mark only says that it may be frozen: the process
 // that left it may have died one call before or after. Whether it is, is read off the
@@ -211,7 +219,11 @@ func (d *Driver) Thaw(ctx context.Context, id string) error {
 	if err := thaw(ctx, c); err != nil {
 		return fmt.Errorf("thaw %s: %w", id, err)
 	}
-	return os.Remove(d.freezeMark(id))
+	if err := os.Remove(d.freezeMark(id)); err != nil {
+		return err
+	}
+	d.memory.lower(id)
+	return nil
 }
 
 // thaw waits until the sentry is at no checkpoint, and ends a freeze.

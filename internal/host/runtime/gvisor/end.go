@@ -181,6 +181,7 @@ const nullNetns = "null-netns"
 // when no sandbox is left in them; it leaves those of living sandboxes alone.
 func (d *Driver) Close() error {
 	d.meters.close()
+	d.memory.close()
 	ids, err := d.List(context.Background())
 	if err != nil || len(ids) > 0 {
 		return err

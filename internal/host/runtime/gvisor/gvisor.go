@@ -43,7 +43,7 @@ type Config struct {
 }
 
 // Driver starts sandboxes with runsc. It is safe for concurrent use and holds no state
-// of its own: what runs is read from RunDir and from the kernel, so that it drives what a
+// of its own that lasts: what runs is read from RunDir and from the kernel, so that it drives what a
 // process before this one has started.
 type Driver struct {
 	cfg      Config
@@ -52,6 +52,7 @@ type Driver struct {
 	// current is the hash of the program that new sandboxes are started with.
 	current string
 	meters  meters
+	memory  *memoryLimits
 }
 
 var _ runtime.Driver = (*Driver)(nil)
@@ -77,6 +78,8 @@ func New(cfg Config) (*Driver, error) {
 	if d.cgroups, err = findCgroups(cgroupRoot, cfg.CgroupParent); err != nil {
 		return nil, err
 	}
+	d.memory = newMemoryLimits(d.cgroups, d.bundlesDir(), cfg.Log)
+	d.memory.lowerAll()
 	if err := allowManyTasks(); err != nil {
 		cfg.Log.Warn("sandboxes share the machine's few process ids; raise kernel.pid_max", "error", err)
 	}
@@ -139,6 +142,7 @@ func (d *Driver) Start(ctx context.Context, spec runtime.Spec) (err error) {
 	if err := d.cgroups.limitCPU(spec.ID, spec.Limits.VCPUs); err != nil {
 		return fmt.Errorf("limit its processors: %w", err)
 	}
+	d.memory.lower(spec.ID)
 	return nil
 }
 

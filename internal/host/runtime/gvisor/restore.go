@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -51,11 +52,39 @@ func (d *Driver) restore(ctx context.Context, spec runtime.Spec) error {
 			return err
 		}
 	}
+	if err := d.liftCreated(ctx, spec.ID); err != nil {
+		cancel(err)
+		if ended := <-done; errors.Is(context.Cause(ctx), errCreateEnded) {
+			return ended
+		}
+		return err
+	}
 	_, cueErr := cue.Write([]byte{1})
 	if err := <-done; err != nil {
 		return errors.Join(err, cueErr)
 	}
 	return nil
+}
+
+// createdPoll is how often liftCreated looks.
+const createdPoll = time.Millisecond
+
+// liftCreated gives the sentry that is being created room for the restore, once it is there:
+// its guest would see a limit that was lifted before as its memory.
+func (d *Driver) liftCreated(ctx context.Context, id string) error {
+	tick := time.NewTicker(createdPoll)
+	defer tick.Stop()
+	for {
+		// It is written with the end of the creation.
+		if _, err := os.Stat(d.pidFile(id)); !errors.Is(err, fs.ErrNotExist) {
+			return errors.Join(err, d.memory.lift(id))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
 }
 
 // errCreateEnded is why BeforeRestore is cut off when there is nothing left to wait for.

@@ -140,6 +140,41 @@ func fullMemoryIsRestored(t *testing.T, env Env) {
 	}
 }
 
+// manyFiles take little of a guest's memory, and more of who writes each of them down than
+// the guest has altogether.
+const manyFiles = 40_000
+
+// makeFiles makes them, quickly.
+const makeFiles = `
+import os
+for d in range(%d // 1000):
+    os.makedirs(f"/root/many/{d}")
+    for n in range(1000):
+        fd = os.open(f"/root/many/{d}/{n}", os.O_CREAT | os.O_WRONLY)
+        os.write(fd, b"x" * 300)
+        os.close(fd)
+`
+
+// What needs memory for a moment only, to write a sandbox down or to bring it back, is not
+// taken from the guest's.
+func manyFilesAreRestored(t *testing.T, env Env) {
+	g := env.start(t, "conformmany")
+	before := g.bringWitness(t, smallSecret).says(t, "prove")
+	g.write(t, "/root/make.py", fmt.Sprintf(makeFiles, manyFiles))
+	g.want(t, "python3 /root/make.py", "")
+	dir := env.checkpoint(t, g.id)
+	if err := env.Driver.Thaw(t.Context(), g.id); err != nil { // it goes on with all it had
+		t.Fatal(err)
+	}
+	env.goesOn(t, g, before)
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	g = env.renew(t, g, env.checkpoint(t, g.id))
+	env.goesOn(t, g, before)
+	g.want(t, "ls /root/many/39 | wc -l; cat /root/many/39/999 | wc -c", "1000\n300")
+}
+
 // beginShell starts a shell on a terminal that nobody listens to.
 func (g guest) beginShell(t *testing.T, shell guestclient.Selector) {
 	t.Helper()

@@ -80,6 +80,7 @@ func Run(t *testing.T, env Env) {
 		"CheckpointFreezesUntilThaw":      checkpointFreezesUntilThaw,
 		"NothingIsLostInTwentyRestores":   nothingIsLostInTwentyRestores,
 		"FullMemoryIsRestored":            fullMemoryIsRestored,
+		"ManyFilesAreRestored":            manyFilesAreRestored,
 		"CopiesAreAlikeAndApart":          copiesAreAlikeAndApart,
 		"FailedCheckpointIsNotNoticed":    failedCheckpointIsNotNoticed,
 		"CancelledCheckpointIsNotNoticed": cancelledCheckpointIsNotNoticed,

@@ -1,0 +1,292 @@
+package gvisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
+)
+
+// memoryLimits lifts the memory limits of sandboxes for as long as their sentries write
+// them down or bring them back, and lowers them again.
+//
+// For that a sentry needs some 7 KB of its own for each file and socket of its guest, in
+// the cgroup that the guest's memory is in: with many files more than the guest may have
+// altogether. The guest stands still meanwhile, so that what is lifted is the sentry's
+// alone; and it gives memory back slowly, so that what it may have comes down as it does.
+//
+// What a limit was is kept in a file beside the bundle, for whoever comes after a process
+// that died in between. It is safe for concurrent use.
+type memoryLimits struct {
+	cgroups cgroups
+	bundles string
+	log     *slog.Logger
+
+	life context.Context
+	end  context.CancelFunc
+	work sync.WaitGroup
+
+	mu sync.Mutex
+	// lowering has the sandboxes whose limits are being lowered, and since when.
+	lowering map[string]time.Time
+}
+
+// lifted is what is kept of a limit that is lifted.
+type lifted struct {
+	// Limit is what it was, in bytes.
+	Limit uint64 `json:"limit"`
+	// Sentry is what the sentry had of it for itself, in bytes.
+	Sentry uint64 `json:"sentry"`
+}
+
+const (
+	liftedFile = "memory.json"
+
+	// liftPart is the part of the machine's available memory by which a limit is lifted:
+	// one in so many. Several sandboxes may be written down at once, and the agent goes on.
+	liftPart = 2
+	// lowerSlack is how far above what a sandbox uses a limit stays, in bytes, that cannot be
+	// what it was yet: to write one below the usage makes the kernel kill, under cgroup v2.
+	lowerSlack = 16 * mib
+
+	lowerWait     = 250 * time.Millisecond // before the second attempt; doubles
+	lowerWaitMost = 10 * time.Second
+	// sentryKeeps is when a sentry has given back all that it will: its collector runs every
+	// two minutes at least. What it has then counts as the guest's, as ever.
+	sentryKeeps = 5 * time.Minute
+)
+
+func newMemoryLimits(c cgroups, bundles string, log *slog.Logger) *memoryLimits {
+	life, end := context.WithCancel(context.Background())
+	return &memoryLimits{cgroups: c, bundles: bundles, log: log, life: life, end: end, lowering: map[string]time.Time{}}
+}
+
+func (l *memoryLimits) mark(id string) string { return filepath.Join(l.bundles, id, liftedFile) }
+
+// lift gives a sandbox's sentry room until lower. It may be called again before that.
+func (l *memoryLimits) lift(id string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was, err := l.read(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		was, err = l.note(id)
+	}
+	if err != nil {
+		return fmt.Errorf("lift the memory limit: %w", err)
+	}
+	available, err := availableMemory()
+	if err != nil {
+		return err
+	}
+	return l.cgroups.setMemoryLimit(id, was.Limit+available/liftPart)
+}
+
+// note keeps what a limit is before it is lifted.
+func (l *memoryLimits) note(id string) (was lifted, err error) {
+	if was.Limit, err = l.cgroups.memoryLimit(id); err != nil {
+		return was, err
+	}
+	if was.Sentry, err = l.cgroups.sentryMemory(id); err != nil {
+		return was, err
+	}
+	was.Sentry = max(was.Sentry, (sentryMemoryMB+restoredMemoryMB)*mib)
+	data, err := json.Marshal(was)
+	if err != nil {
+		return was, err
+	}
+	return was, atomicfile.Write(l.mark(id), data, stateMode)
+}
+
+func (l *memoryLimits) read(id string) (was lifted, err error) {
+	data, err := os.ReadFile(l.mark(id))
+	if err != nil {
+		return was, err
+	}
+	err = json.Unmarshal(data, &was)
+	return was, err
+}
+
+// lower takes back what lift gave, now as far as the sentry has given it back, and the rest
+// in the background. A limit that is not lifted is left alone.
+func (l *memoryLimits) lower(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, begun := l.lowering[id]
+	l.lowering[id] = time.Now()
+	if begun || l.life.Err() != nil {
+		l.step(id) // whoever is at it finds out
+		return
+	}
+	if l.step(id) {
+		delete(l.lowering, id)
+		return
+	}
+	l.work.Go(func() { l.lowerOn(id) })
+}
+
+// lowerAll goes on with what an earlier process has lifted.
+func (l *memoryLimits) lowerAll() {
+	marks, _ := filepath.Glob(l.mark("*")) // the pattern is a good one
+	for _, mark := range marks {
+		l.lower(filepath.Base(filepath.Dir(mark)))
+	}
+}
+
+func (l *memoryLimits) lowerOn(id string) {
+	for wait := lowerWait; ; wait = min(2*wait, lowerWaitMost) {
+		select {
+		case <-l.life.Done():
+			return
+		case <-time.After(wait):
+		}
+		l.mu.Lock()
+		done := l.step(id)
+		if done {
+			delete(l.lowering, id)
+		}
+		l.mu.Unlock()
+		if done {
+			return
+		}
+	}
+}
+
+// close leaves the rest to the next process.
+func (l *memoryLimits) close() {
+	l.end()
+	l.work.Wait()
+}
+
+// step lowers a limit as far as it can be, and says whether nothing is left to do. The
+// caller holds l.mu.
+func (l *memoryLimits) step(id string) (done bool) {
+	if _, err := os.Stat(filepath.Join(l.bundles, id, freezeFile)); err == nil {
+		return false // it is being written down; its thaw comes first
+	}
+	was, err := l.read(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true // it has ended, or is done
+	}
+	var want uint64
+	if err == nil {
+		want, err = l.aim(id, was)
+	}
+	if err == nil {
+		err = l.cgroups.setMemoryLimit(id, want)
+	}
+	switch {
+	case errors.Is(err, unix.EBUSY): // more is used than the kernel can take back
+		return false
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV):
+		return true
+	case err != nil:
+		l.log.Error("lower a sandbox's memory limit", "sandbox", id, "error", err)
+		return false
+	case want > was.Limit:
+		return false
+	}
+	if err := os.Remove(l.mark(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		l.log.Error("note that a sandbox's memory limit is what it was", "sandbox", id, "error", err)
+	}
+	return true
+}
+
+// aim returns what a lifted limit can be now.
+func (l *memoryLimits) aim(id string, was lifted) (uint64, error) {
+	sentry, err := l.cgroups.sentryMemory(id)
+	if err != nil {
+		return 0, err
+	}
+	gauge, err := l.cgroups.gauge(id)
+	if err != nil {
+		return 0, err
+	}
+	defer gauge.close()
+	used, err := gauge.memoryBytes()
+	if err != nil {
+		return 0, err
+	}
+	now, err := l.cgroups.memoryLimit(id)
+	if err != nil {
+		return 0, err
+	}
+	late := time.Since(l.lowering[id]) > sentryKeeps
+	return min(now, lowered(was, used, sentry, late)), nil
+}
+
+// lowered is what a lifted limit can be while so much is used, some of it by the sentry: the
+// guest has what it had, and the sentry what it has not given back yet.
+func lowered(was lifted, used, sentry uint64, late bool) uint64 {
+	limit := was.Limit
+	if sentry > was.Sentry && !late {
+		limit += sentry - was.Sentry
+	}
+	if used > limit {
+		limit = used + lowerSlack
+	}
+	return limit
+}
+
+// memoryLimit returns the memory limit of a sandbox, in bytes.
+func (c cgroups) memoryLimit(id string) (uint64, error) {
+	data, err := os.ReadFile(c.memoryLimitFile(id))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
+}
+
+// setMemoryLimit fails with EBUSY when more is used, under cgroup v1. Under v2 the kernel
+// kills instead.
+func (c cgroups) setMemoryLimit(id string, limit uint64) error {
+	return os.WriteFile(c.memoryLimitFile(id), []byte(strconv.FormatUint(limit, 10)), 0)
+}
+
+func (c cgroups) memoryLimitFile(id string) string {
+	if c.v2 {
+		return c.file("memory", id, "memory.max")
+	}
+	return c.file("memory", id, "memory.limit_in_bytes")
+}
+
+// sentryMemory returns what of a sandbox's memory is the sentry's own, in bytes. The guest's
+// is a file's, also when it is no file's to the guest.
+func (c cgroups) sentryMemory(id string) (uint64, error) {
+	name := "total_rss"
+	if c.v2 {
+		name = "anon"
+	}
+	counts, err := c.counters("memory", id, "memory.stat", name)
+	if err != nil {
+		return 0, err
+	}
+	return counts[0], nil
+}
+
+// availableMemory is what the machine could give to programs now, in bytes.
+func availableMemory() (uint64, error) {
+	const path, kib = "/proc/meminfo", 1 << 10
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "MemAvailable:" {
+			n, err := strconv.ParseUint(fields[1], 10, 64)
+			return n * kib, err
+		}
+	}
+	return 0, fmt.Errorf("%s does not say what is available", path)
+}
