@@ -26,6 +26,11 @@ var sqliteEngine = engine{
 		var known *sqlite.Error
 		return errors.As(err, &known) && known.Code() == sqlite3.SQLITE_FULL
 	},
+	isDamaged: func(err error) bool {
+		var known *sqlite.Error
+		// The low byte is what the code is one of.
+		return errors.As(err, &known) && (known.Code()&0xff == sqlite3.SQLITE_NOTADB || known.Code()&0xff == sqlite3.SQLITE_CORRUPT)
+	},
 	hasLabel: func(key, value int) string {
 		return fmt.Sprintf("EXISTS (SELECT 1 FROM json_each(metadata) AS label WHERE label.key = $%d AND label.value = $%d)", key, value)
 	},

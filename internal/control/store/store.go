@@ -30,6 +30,8 @@ type engine struct {
 	hasLabel func(key, value int) string
 	// isFull reports whether a statement failed for want of space.
 	isFull func(error) bool
+	// isDamaged reports whether a statement failed since the database is none, or is broken.
+	isDamaged func(error) bool
 }
 
 // DB is an open database. It is safe for concurrent use; Close it when done.
@@ -39,6 +41,11 @@ type DB struct {
 	// our own is fair and fast where its busy handler is neither.
 	read, write *sql.DB
 }
+
+// damagedAdvice is what to do about a database that cannot be read, with its path thrice.
+const damagedAdvice = "the database %s is damaged, or is no database: move it away, with %s-wal and %s-shm if they are there, " +
+	"and put a copy of yours in its place, or start without one: the sandboxes and snapshots that the host has are found again, " +
+	"while API keys, labels, names and time limits are lost"
 
 // Open opens the database that url names and brings its tables up to date. The one kind
 // of url is sqlite:PATH; the file is made when it does not exist.
@@ -56,6 +63,9 @@ func Open(ctx context.Context, url string) (*DB, error) {
 		return nil, fmt.Errorf("open database %s: %w", rest, err)
 	}
 	if err := db.migrate(ctx); err != nil {
+		if db.engine.isDamaged(err) {
+			err = fault.Wrap(err, fault.Internal, damagedAdvice, rest, rest, rest)
+		}
 		return nil, errors.Join(fmt.Errorf("bring database %s up to date: %w", rest, err), db.Close())
 	}
 	return db, nil

@@ -1,12 +1,14 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -82,6 +84,34 @@ func TestSandboxRoundTrip(t *testing.T) {
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the database's mode: %v %v", info.Mode(), err)
+	}
+}
+
+func TestOpenOfADamagedDatabaseSaysWhatToDo(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "wrenn.db")
+	db, err := Open(t.Context(), "sqlite:"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const header = 100 // bytes; what follows is the first table's pages
+	for name, content := range map[string][]byte{
+		"no database": bytes.Repeat([]byte("not a database\n"), 100),
+		"broken":      append(whole[:header:header], bytes.Repeat([]byte{0xff}, len(whole)-header)...),
+	} {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Open(t.Context(), "sqlite:"+path)
+		if err == nil || !strings.Contains(err.Error(), "move it away") || !strings.Contains(err.Error(), path+"-wal") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
