@@ -14,8 +14,9 @@ import (
 
 // acmeNames says for which names certificates are obtained.
 type acmeNames interface {
-	// Shows returns an error for a name under which nothing is shown.
-	Shows(ctx context.Context, name string) error
+	// Allow returns an error for a name for which no certificate is to be there; stored is
+	// whether there is one.
+	Allow(ctx context.Context, name string, stored bool) error
 }
 
 // acmeConfig speaks TLS with certificates that are obtained by ACME when somebody first
@@ -24,14 +25,18 @@ type acmeNames interface {
 // there is nothing: others would spend what the authority allows us.
 func (o *tlsOptions) acmeConfig(dataDir string, port int, names acmeNames, log *slog.Logger) (config *tls.Config, stop func()) {
 	var magic *certmagic.Config
+	var issuer *certmagic.ACMEIssuer
+	storage := &certmagic.FileStorage{Path: filepath.Join(dataDir, "acme")}
 	cache := certmagic.NewCache(certmagic.CacheOptions{
 		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) { return magic, nil },
 		Logger:           zap.NewNop(),
 	})
 	magic = certmagic.New(cache, certmagic.Config{
-		Storage:  &certmagic.FileStorage{Path: filepath.Join(dataDir, "acme")},
-		OnDemand: &certmagic.OnDemandConfig{DecisionFunc: names.Shows},
-		Logger:   zap.NewNop(),
+		Storage: storage,
+		OnDemand: &certmagic.OnDemandConfig{DecisionFunc: func(ctx context.Context, name string) error {
+			return names.Allow(ctx, name, storage.Exists(ctx, certmagic.StorageKeys.SiteCert(issuer.IssuerKey(), name)))
+		}},
+		Logger: zap.NewNop(),
 		OnEvent: func(ctx context.Context, event string, data map[string]any) error {
 			switch event {
 			case "cert_obtained":
@@ -42,9 +47,10 @@ func (o *tlsOptions) acmeConfig(dataDir string, port int, names acmeNames, log *
 			return nil
 		},
 	})
-	magic.Issuers = []certmagic.Issuer{certmagic.NewACMEIssuer(magic, certmagic.ACMEIssuer{
+	issuer = certmagic.NewACMEIssuer(magic, certmagic.ACMEIssuer{
 		CA: o.acmeCA, Email: o.acmeEmail, Agreed: true, AltTLSALPNPort: port, DisableHTTPChallenge: true, Logger: zap.NewNop(),
-	})}
+	})
+	magic.Issuers = []certmagic.Issuer{issuer}
 	config = magic.TLSConfig()
 	config.MinVersion = tls.VersionTLS12
 	config.NextProtos = []string{"h2", "http/1.1", acmez.ACMETLS1Protocol}

@@ -20,6 +20,8 @@ const (
 	// defaultOvercommit is how many times the machine's memory its sandboxes may be promised
 	// together. Most of them are idle, and an idle one takes some dozen MiB.
 	defaultOvercommit = 10
+	// maxOvercommit is more than anybody has a use for, and keeps sums of MiB in range.
+	maxOvercommit = 1000
 	// maxNetworkRate is the most that may be asked for, in Mbit/s.
 	maxNetworkRate = 1_000_000
 )
@@ -48,8 +50,8 @@ func (o *hostOptions) check() error {
 	switch {
 	case o.onStop != sandbox.StopKeep && o.onStop != sandbox.StopPause && o.onStop != sandbox.StopKill:
 		return fault.New(fault.InvalidRequest, "--on-stop is %q; it must be keep, pause or kill", o.onStop)
-	case o.overcommit <= 0:
-		return fault.New(fault.InvalidRequest, "--memory-overcommit is %v; it must be more than 0", o.overcommit)
+	case !(o.overcommit > 0 && o.overcommit <= maxOvercommit): // NaN is neither
+		return fault.New(fault.InvalidRequest, "--memory-overcommit is %v; it must be more than 0 and at most %d", o.overcommit, maxOvercommit)
 	case o.maxSandboxes < 0:
 		return fault.New(fault.InvalidRequest, "--max-sandboxes is %d; it must be 0 or more", o.maxSandboxes)
 	case o.networkRate < 0 || o.networkRate > maxNetworkRate:

@@ -20,7 +20,13 @@ type tlsOptions struct {
 	// acme is whether certificates are obtained when they are needed, from acmeCA.
 	acme              bool
 	acmeEmail, acmeCA string
+	// acmeNames is for how many new ports a week certificates are obtained; 0: for all.
+	acmeNames int
 }
+
+// defaultACMENames leaves something of Let's Encrypt's 50 names a week for the domain's other
+// uses.
+const defaultACMENames = 40
 
 // addFlags adds the flags that are about TLS.
 func (o *tlsOptions) addFlags(f *pflag.FlagSet) {
@@ -28,6 +34,7 @@ func (o *tlsOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.key, "tls-key", "", "private key (PEM) of --tls-cert")
 	f.BoolVar(&o.acme, "acme", false, "obtain a certificate for each name under --domain that is asked for; the listener must be reached at port 443")
 	f.StringVar(&o.acmeEmail, "acme-email", "", "address at which the certificate authority may write to you")
+	f.IntVar(&o.acmeNames, "acme-names", defaultACMENames, "for how many new ports of sandboxes a week certificates are obtained; 0: for all")
 	f.StringVar(&o.acmeCA, "acme-ca", certmagic.LetsEncryptProductionCA, "directory of the certificate authority")
 }
 
@@ -38,6 +45,9 @@ func (o *tlsOptions) check() error {
 	}
 	if o.acme && o.cert != "" {
 		return fault.New(fault.InvalidRequest, "--acme and --tls-cert exclude each other; name one of them")
+	}
+	if o.acmeNames < 0 {
+		return fault.New(fault.InvalidRequest, "--acme-names is %d; it must be 0 or more", o.acmeNames)
 	}
 	return nil
 }

@@ -84,7 +84,7 @@ func TestCertificateIsReadAgain(t *testing.T) {
 }
 
 func TestTLSFlags(t *testing.T) {
-	for _, bad := range []tlsOptions{{cert: "x"}, {key: "x"}, {cert: "x", key: "x", acme: true}} {
+	for _, bad := range []tlsOptions{{cert: "x"}, {key: "x"}, {cert: "x", key: "x", acme: true}, {acmeNames: -1}} {
 		if err := bad.check(); !fault.Is(err, fault.InvalidRequest) {
 			t.Errorf("%+v: %v", bad, err)
 		}
@@ -95,10 +95,13 @@ func TestTLSFlags(t *testing.T) {
 	}
 }
 
-// noNames shows nothing, and counts how often it was asked.
+// noNames allows nothing, and counts how often it was asked.
 type noNames struct{ asked int }
 
-func (n *noNames) Shows(_ context.Context, name string) error {
+func (n *noNames) Allow(_ context.Context, name string, stored bool) error {
+	if stored {
+		return fault.New(fault.Internal, "nothing was ever stored")
+	}
 	n.asked++
 	return fault.New(fault.NotFound, "%q is not a name of this server", name)
 }

@@ -111,7 +111,7 @@ func serveWeb(o upOptions, control *controlFloor, api net.Listener, paths pathLi
 		if tcp, ok := api.Addr().(*net.TCPAddr); ok {
 			n = tcp.Port
 		}
-		config, w.stopTLS = o.tls.acmeConfig(o.dataDir, n, control.edge, log)
+		config, w.stopTLS = o.tls.acmeConfig(o.dataDir, n, control.edge.Certificates(o.tls.acmeNames), log)
 	case o.tls.enabled():
 		if config, err = o.tls.config(log); err != nil {
 			return nil, err

@@ -59,7 +59,7 @@ func TestCertificatesAreObtained(t *testing.T) {
 	if again := s.serial(t, name); again != first {
 		t.Errorf("the certificate was obtained a second time: %s, %s", first, again)
 	}
-	for _, other := range []string{"8000-sb00000000000000000000." + domain, "other." + domain, "example.com"} {
+	for _, other := range []string{"8000-" + sandbox.ID + "-x." + domain, "8000-sb00000000000000000000." + domain, "other." + domain, "example.com"} {
 		if _, err := s.handshake(t, other); err == nil {
 			t.Errorf("%s has a certificate", other)
 		}

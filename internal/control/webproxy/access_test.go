@@ -225,20 +225,6 @@ func TestSealedWithoutWake(t *testing.T) {
 	}
 }
 
-func TestShows(t *testing.T) {
-	b := newBench(t, echo, func(c *Config) { c.Domain = "example.com:8443" })
-	for _, name := range []string{"example.com", "EXAMPLE.com", "3000-" + boxID + ".example.com"} {
-		if err := b.edge.Shows(t.Context(), name); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	for _, name := range []string{"", "com", "x.example.com", "3000-sbnone.example.com", "0-" + boxID + ".example.com", "3000-" + boxID + ".evil.com"} {
-		if err := b.edge.Shows(t.Context(), name); err == nil {
-			t.Errorf("%q is shown", name)
-		}
-	}
-}
-
 func TestURL(t *testing.T) {
 	for _, c := range []struct{ domain, scheme, port, paths, want string }{
 		{"localhost", "http", "7700", "http://127.0.0.1:7701", "http://80-sb1.localhost:7700/"},

@@ -255,22 +255,25 @@ func (r *room) take() bool {
 
 func (r *room) give() { r.used.Add(-1) }
 
-// bucket lets requests through at a rate, with bursts of a second's worth. It is not safe
-// for concurrent use.
+// bucket lets requests through at a rate, with bursts of a second's worth unless it is given
+// another. It is not safe for concurrent use.
 type bucket struct {
 	rate   float64 // per second; 0: no limit
+	burst  float64
 	tokens float64
 	filled time.Time
 }
 
-func newBucket(rate float64) bucket { return bucket{rate: rate, tokens: max(rate, 1)} }
+func newBucket(rate float64) bucket {
+	return bucket{rate: rate, burst: max(rate, 1), tokens: max(rate, 1)}
+}
 
 func (b *bucket) take(at time.Time) bool {
 	if b.rate <= 0 {
 		return true
 	}
 	if !b.filled.IsZero() {
-		b.tokens = min(max(b.rate, 1), b.tokens+at.Sub(b.filled).Seconds()*b.rate)
+		b.tokens = min(b.burst, b.tokens+at.Sub(b.filled).Seconds()*b.rate)
 	}
 	b.filled = at
 	if b.tokens < 1 {

@@ -1,7 +1,6 @@
 package webproxy
 
 import (
-	"context"
 	"net"
 	"net/http"
 	"net/netip"
@@ -197,22 +196,6 @@ func (e *Edge) Patterns() []string {
 		all = append(all, e.address.paths+"/proxy/SANDBOX/PORT/")
 	}
 	return all
-}
-
-// Shows returns an error for a host name under which nothing is shown: it is neither the
-// domain nor the name of a port of a sandbox that there is.
-func (e *Edge) Shows(ctx context.Context, name string) error {
-	to, ours, err := webroute.ParseHost(name, e.domain)
-	switch {
-	case err != nil:
-		return err
-	case ours:
-		_, _, err := e.look(ctx, to.Sandbox)
-		return err
-	case e.domain != "" && strings.EqualFold(name, e.domain):
-		return nil
-	}
-	return fault.New(fault.NotFound, "%q is not a name of this server", name)
 }
 
 // domainName is a domain without the port that it may have.
