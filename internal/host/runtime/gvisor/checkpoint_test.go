@@ -1,8 +1,10 @@
 package gvisor
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -142,24 +144,39 @@ func TestDamagedDescription(t *testing.T) {
 	if err := p.driver.Checkpoint(t.Context(), spec.ID, dir); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{configFile, originFile} {
-		file := filepath.Join(dir, name)
+	from, err := readOrigin(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name   string
+		damage func(whole []byte) []byte
+		says   error // without the caller
+	}{
+		{configFile, func(whole []byte) []byte { return whole[:len(whole)/2] }, errDamaged},
+		{originFile, func(whole []byte) []byte { return whole[:len(whole)/2] }, errDamaged},
+		// Another program, which is not there.
+		{originFile, func(whole []byte) []byte {
+			return bytes.Replace(whole, []byte(from.Program), []byte(strings.Repeat("0", len(from.Program))), 1)
+		}, fs.ErrNotExist},
+	} {
+		file := filepath.Join(dir, c.name)
 		whole, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(file, whole[:len(whole)/2], stateMode); err != nil {
+		if err := os.WriteFile(file, c.damage(whole), stateMode); err != nil {
 			t.Fatal(err)
 		}
 		again := p.sleeper(t, "again", p.slot(t))
 		again.Checkpoint = dir
-		if err := p.driver.Start(t.Context(), again); !errors.Is(err, errDamaged) {
-			t.Errorf("%s is cut short: %v", name, err)
+		if err := p.driver.Start(t.Context(), again); !errors.Is(err, c.says) {
+			t.Errorf("%s is damaged: %v", c.name, err)
 		}
 		found := errors.New("the caller's finding")
 		again.BeforeRestore = func(context.Context) error { return found }
 		if err := p.driver.Start(t.Context(), again); !errors.Is(err, found) {
-			t.Errorf("%s is cut short, and the caller knows: %v", name, err)
+			t.Errorf("%s is damaged, and the caller knows: %v", c.name, err)
 		}
 		if err := os.WriteFile(file, whole, stateMode); err != nil {
 			t.Fatal(err)

@@ -21,8 +21,9 @@ import (
 // waits for the cue between creating and restoring.
 func (d *Driver) restore(ctx context.Context, spec runtime.Spec) error {
 	if err := d.writeRestoreBundle(spec); err != nil {
-		if errors.Is(err, errDamaged) && spec.BeforeRestore != nil {
-			// Who looks at all of it can say better what is wrong.
+		if spec.BeforeRestore != nil {
+			// Who looks at all of it can say better what is wrong: a program or an image that
+			// is not there may never have been meant.
 			if found := spec.BeforeRestore(ctx); found != nil {
 				return found
 			}
