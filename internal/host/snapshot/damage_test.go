@@ -3,10 +3,14 @@ package snapshot
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
@@ -135,5 +139,38 @@ func TestASnapshotUnderAForeignNameIsDamaged(t *testing.T) {
 	}
 	if snap, err := open(t, dir).Get("sn2"); err != nil || snap.Damaged == "" {
 		t.Errorf("%+v, %v", snap, err)
+	}
+}
+
+// A directory that the kernel does not list, as on a bad disk, is no reason to be without the
+// others. That of a process that has ended is such a one.
+func TestADirectoryThatCannotBeReadIsDamaged(t *testing.T) {
+	dir := t.TempDir()
+	commitNew(t, open(t, dir), "sn1", small)
+	bad := filepath.Join(dir, "sn2")
+	if err := os.Mkdir(bad, dirMode); err != nil {
+		t.Fatal(err)
+	}
+	sleeper := exec.CommandContext(t.Context(), "sleep", "60")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	err := unix.Mount(fmt.Sprintf("/proc/%d", sleeper.Process.Pid), bad, "", unix.MS_BIND, "")
+	t.Cleanup(func() {
+		if err := unix.Unmount(bad, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	_ = sleeper.Process.Kill() // it sleeps
+	_ = sleeper.Wait()         // it was killed
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, dir)
+	if snap, err := s.Get("sn2"); err != nil || snap.Damaged == "" {
+		t.Errorf("%+v, %v", snap, err)
+	}
+	if snap, err := s.Get("sn1"); err != nil || snap.Damaged != "" {
+		t.Errorf("the other: %+v, %v", snap, err)
 	}
 }

@@ -92,36 +92,39 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 		case !e.IsDir() || !validID.MatchString(e.Name()):
 			log.Warn("something that is no snapshot lies among them", "path", path)
 		default:
-			if err := s.load(e.Name()); err != nil {
-				return nil, err
-			}
+			s.load(e.Name())
 		}
 	}
 	return s, nil
 }
 
-// load takes in one snapshot that lies on the disk.
-func (s *Store) load(id string) error {
+// load takes in one snapshot that lies on the disk. What is wrong with it is no reason not
+// to have the others.
+func (s *Store) load(id string) {
 	path := s.path(id)
+	snap := Snapshot{Manifest: Manifest{ID: id}}
+	damaged := func(why string, err error) {
+		snap.Damaged = why
+		s.log.Warn("a snapshot is damaged", "snapshot", id, "error", err)
+	}
 	_, err := os.Lstat(filepath.Join(path, removedName))
 	if err == nil {
-		return s.discard(path)
+		if err := s.discard(path); err != nil {
+			s.log.Warn("cannot remove what is left of a snapshot", "path", path, "error", err)
+		}
+		return
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("look at snapshot %s: %w", id, err)
-	}
-	snap := Snapshot{Manifest: Manifest{ID: id}}
-	if m, err := readManifest(path); err != nil {
-		snap.Damaged = "its manifest cannot be used"
-		s.log.Warn("a snapshot is damaged", "snapshot", id, "error", err)
+		damaged("its directory cannot be read", err)
+	} else if m, err := readManifest(path); err != nil {
+		damaged("its manifest cannot be used", err)
 	} else {
 		snap.Manifest = m
 	}
 	if snap.Bytes, err = diskUsage(path); err != nil {
-		return fmt.Errorf("measure snapshot %s: %w", id, err)
+		damaged("its directory cannot be read", err)
 	}
 	s.kept[id] = &kept{snapshot: snap}
-	return nil
 }
 
 func (s *Store) path(id string) string { return filepath.Join(s.dir, id) }
