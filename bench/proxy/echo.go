@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/coder/websocket"
@@ -86,6 +87,9 @@ func (t *webTerminal) close() {
 	t.conn.CloseNow()
 }
 
+// closeLimit bounds how long ending a terminal may take.
+const closeLimit = time.Second
+
 // rpcTerminal is a terminal as the control floor has it.
 type rpcTerminal struct {
 	client  hostv1connect.HostServiceClient
@@ -144,7 +148,10 @@ func (t *rpcTerminal) echo(ctx context.Context, key byte) error {
 
 func (t *rpcTerminal) close() {
 	if t.process != nil {
-		_, _ = t.client.SignalProcess(context.Background(), connect.NewRequest(&hostv1.SignalProcessRequest{
+		// A connection that is stuck does not carry this either.
+		ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
+		defer cancel()
+		_, _ = t.client.SignalProcess(ctx, connect.NewRequest(&hostv1.SignalProcessRequest{
 			SandboxId: t.sandbox, Process: t.process, Signal: hostv1.Signal_SIGNAL_SIGKILL,
 		})) // the sandbox ends soon
 	}
