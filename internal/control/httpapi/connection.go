@@ -19,19 +19,33 @@ func ConnContext(ctx context.Context, conn net.Conn) context.Context {
 // hungUp reports whether the other end of the request's connection has closed it. It is
 // false where that cannot be seen.
 func hungUp(ctx context.Context) bool {
+	state, open, seen := poll(ctx, unix.POLLRDHUP)
+	return seen && (!open || state&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0)
+}
+
+// hasRoom reports whether something short that is sent over the request's connection goes
+// out at once, or fails so. It is true where that cannot be seen.
+func hasRoom(ctx context.Context) bool {
+	state, open, seen := poll(ctx, unix.POLLOUT)
+	return !seen || !open || state != 0
+}
+
+// poll returns which of some events the request's connection has, whether it is open on
+// this side, and whether any of this can be seen.
+func poll(ctx context.Context, events int16) (state int16, open, seen bool) {
 	conn, ok := ctx.Value(connectionKey{}).(syscall.Conn)
 	if !ok {
-		return false
+		return 0, false, false
 	}
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return true // it is closed on this side
+		return 0, false, true
 	}
-	gone := false
 	err = raw.Control(func(fd uintptr) {
-		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
-		n, err := unix.Poll(poll, 0)
-		gone = err == nil && n > 0 && poll[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+		fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+		if n, err := unix.Poll(fds, 0); err == nil && n > 0 {
+			state = fds[0].Revents
+		}
 	})
-	return gone || err != nil
+	return state, err == nil, true
 }

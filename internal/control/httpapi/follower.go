@@ -42,6 +42,8 @@ type follower struct {
 	room  *semaphore.Weighted
 	// full is whether the client waits for room.
 	full atomic.Bool
+	// sent counts the messages to the client.
+	sent atomic.Int64
 
 	// turn holds a token while somebody writes to the client; last is guarded by it.
 	turn chan struct{}
@@ -56,7 +58,7 @@ func (f *follower) follow(ctx context.Context, pace pace) (over bool) {
 	// Closing the session is what unblocks the reading of events when the client is gone.
 	defer context.AfterFunc(ctx, func() { _ = f.session.Close() })()
 	var out outbox
-	out.init()
+	out.init(pace.pong)
 	defer context.AfterFunc(ctx, out.close)()
 
 	var wg sync.WaitGroup
@@ -92,7 +94,11 @@ func (f *follower) readEvents(ctx context.Context, out *outbox) {
 			}
 			return
 		}
-		if !out.put(item{event: ev}) || ev.Kind == sandbox.Exited {
+		if !out.put(item{event: ev}) {
+			_ = f.session.Close() // so that the process goes on without a client that does not read
+			return
+		}
+		if ev.Kind == sandbox.Exited {
 			return
 		}
 	}
@@ -104,7 +110,11 @@ func (f *follower) sendEvents(ctx context.Context, out *outbox) (over bool, err 
 	if err := f.send(ctx, f.dialect.started(f.session.Started())); err != nil {
 		return false, err
 	}
-	enc := encoder{dialect: f.dialect, send: func(m []byte) error { return f.send(ctx, m) }}
+	enc := encoder{dialect: f.dialect, send: func(m []byte) error {
+		err := f.send(ctx, m)
+		out.progress()
+		return err
+	}}
 	var items []item
 	for {
 		items = out.take(items)
@@ -239,10 +249,15 @@ func (f *follower) more(data []byte) (joined []byte, taken int64, closing bool) 
 	return data, taken, false
 }
 
+// maxUnasked is how many pings in a row may be left out since output is on its way that
+// the client does not take.
+const maxUnasked = 10
+
 // keepAlive finds out about a client that went away without a word.
 func (f *follower) keepAlive(ctx context.Context, pace pace) {
 	tick := time.NewTicker(pace.ping)
 	defer tick.Stop()
+	unasked, sent := 0, int64(0)
 	for {
 		select {
 		case <-ctx.Done():
@@ -252,17 +267,71 @@ func (f *follower) keepAlive(ctx context.Context, pace pace) {
 		if f.full.Load() {
 			continue // nobody reads the client's answers; see watchWhileFull
 		}
-		pctx, done := context.WithTimeout(ctx, pace.pong)
-		err := f.conn.Ping(pctx)
-		if ping := f.dialect.ping(); err == nil && ping != nil {
-			err = f.send(pctx, ping)
+		asked, err := f.ping(ctx, pace.pong)
+		if now := f.sent.Load(); asked || now != sent {
+			unasked, sent = 0, now
+		} else {
+			unasked++
 		}
-		done()
-		if err != nil && !f.full.Load() {
+		switch {
+		case unasked > maxUnasked:
 			f.cancel()
+			return
+		case err != nil && !f.full.Load():
+			// It may be there, and not read: then this is the last that it finds.
+			time.AfterFunc(pace.pong, f.cancel) // and it need not answer that
+			f.end(ctx, notRead(pace.pong), websocket.StatusPolicyViolation)
 			return
 		}
 	}
+}
+
+// ping asks the client whether it is there, unless output is on its way to it: a ping would
+// wait behind that, and the WebSocket breaks when it does so for 5 s. Output that the
+// client takes says as much as an answer, and what it does not take is the outbox's matter.
+func (f *follower) ping(ctx context.Context, wait time.Duration) (asked bool, err error) {
+	if !f.tryTurn(ctx) {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	if ping := f.dialect.ping(); ping != nil {
+		err = f.conn.Write(ctx, websocket.MessageText, ping)
+	}
+	<-f.turn
+	if err == nil {
+		err = f.conn.Ping(ctx)
+	}
+	if err != nil && f.tryTurn(ctx) {
+		<-f.turn
+		return true, err
+	}
+	return err == nil, nil // whoever writes by now finds out
+}
+
+// tryTurn takes the turn if what is sent now goes out at once: nobody else sends, the
+// connection has room, and the last message is not said yet.
+func (f *follower) tryTurn(ctx context.Context) bool {
+	select {
+	case f.turn <- struct{}{}:
+	default:
+		return false
+	}
+	if f.last || !hasRoom(ctx) {
+		<-f.turn
+		return false
+	}
+	return true
+}
+
+// mayAnswer is whether a ping of the client can be answered now, without waiting for output
+// that it does not take. One that does not read does not see the answer either.
+func (f *follower) mayAnswer(ctx context.Context) bool {
+	ok := f.tryTurn(ctx)
+	if ok {
+		<-f.turn
+	}
+	return ok
 }
 
 // watchWhileFull looks for a client that hangs up while input waits for the process. Nobody
@@ -305,7 +374,9 @@ func (f *follower) send(ctx context.Context, m []byte) error {
 	if f.last {
 		return errEnded
 	}
-	return f.conn.Write(ctx, websocket.MessageText, m)
+	err := f.conn.Write(ctx, websocket.MessageText, m)
+	f.sent.Add(1)
+	return err
 }
 
 // end tells the client of the error that ends the WebSocket.

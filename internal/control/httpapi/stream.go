@@ -127,7 +127,14 @@ func (s *streams) serve(w http.ResponseWriter, r *http.Request, d dialect, first
 		return errStopping
 	}
 	defer s.open.Done()
-	conn, err := websocket.Accept(w, r, nil)
+	f := &follower{
+		dialect: d, log: s.log.With("sandbox", id),
+		turn: make(chan struct{}, 1), finished: make(chan struct{}),
+		input: make(chan []byte, inputRoom/messageRoom), room: semaphore.NewWeighted(inputRoom),
+	}
+	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{
+		OnPingReceived: func(context.Context, []byte) bool { return f.mayAnswer(r.Context()) },
+	})
 	if err != nil {
 		// Accept has answered already; only the log is left.
 		s.log.DebugContext(r.Context(), "a WebSocket was refused", "request", requestID(r.Context()), "error", err)
@@ -139,11 +146,7 @@ func (s *streams) serve(w http.ResponseWriter, r *http.Request, d dialect, first
 	// whoever finds the client gone cancels this one.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	defer cancel()
-	f := &follower{
-		conn: conn, dialect: d, log: s.log.With("sandbox", id), cancel: cancel,
-		turn: make(chan struct{}, 1), finished: make(chan struct{}),
-		input: make(chan []byte, inputRoom/messageRoom), room: semaphore.NewWeighted(inputRoom),
-	}
+	f.conn, f.cancel = conn, cancel
 	go func() {
 		select {
 		case <-ctx.Done():

@@ -351,6 +351,9 @@ func TestKeepAlive(t *testing.T) {
 	c.send(`{"type":"start","cmd":"c"}`)
 	c.expect(`{"type":"start","pid":7,"tag":"t"}`)
 	wait(t, p.closed, "a dead client is still followed")
+	// One that only did not read finds out why.
+	c.expect(`{"type":"error","code":"rate_limited","data":"the output was not read for 50ms, so the stream was ended; the process goes on, connect again","fatal":true}`)
+	c.expectClose(websocket.StatusPolicyViolation)
 }
 
 func TestMessageTooLarge(t *testing.T) {

@@ -256,7 +256,7 @@ func TestTerminalIsPinged(t *testing.T) {
 // memory.
 func TestOutboxIsBounded(t *testing.T) {
 	var o outbox
-	o.init()
+	o.init(time.Minute)
 	piece := bytes.Repeat([]byte("x"), 100<<10)
 	var mu sync.Mutex
 	taken, put := 0, 0
