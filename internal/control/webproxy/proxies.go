@@ -49,23 +49,43 @@ func (p proxies) scheme(r *http.Request) string {
 	return schemePlain
 }
 
+// host is the host by which the client that began a request reached the first of us.
+func (p proxies) host(r *http.Request) string {
+	if p.believes(r) {
+		if said := last(r.Header[headerHost]); said != "" {
+			return said
+		}
+	}
+	return r.Host
+}
+
+// forwarders are the headers in which some proxy or other says who asks, and for what, and
+// that some application or other believes; beside those that begin with X-Forwarded.
+var forwarders = map[string]bool{
+	"forwarded": true, "x-real-ip": true, "x-scheme": true, "x-url-scheme": true, "x-client-ip": true, "x-cluster-client-ip": true,
+	"true-client-ip": true, "cf-connecting-ip": true, "fastly-client-ip": true, "client-ip": true, "front-end-https": true,
+	"x-original-url": true, "x-original-uri": true, "x-original-host": true, "x-original-forwarded-for": true, "x-rewrite-url": true,
+	"x-host": true,
+}
+
+// isForwarder reports whether a header is one that a proxy would set. Many servers take an
+// underscore in its name for a dash, or make both the same.
+func isForwarder(name string) bool {
+	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
+	return name == "x-forwarded" || strings.HasPrefix(name, "x-forwarded-") || forwarders[name]
+}
+
 // describe says in the headers of a request that goes on who asks, how, and by which host.
 // What in says of that counts when one of the proxies has said it, and is then added to.
 func (p proxies) describe(header http.Header, in *http.Request) {
 	for name := range header {
-		if strings.HasPrefix(name, "X-Forwarded-") {
+		if isForwarder(name) {
 			delete(header, name)
 		}
 	}
-	header.Del("Forwarded")
-	header.Del("X-Real-Ip")
-	host := in.Host
 	var chain []string
 	if p.believes(in) {
 		chain = slices.Clone(in.Header[headerFor])
-		if said := last(in.Header[headerHost]); said != "" {
-			host = said
-		}
 	}
 	if ip, _, err := net.SplitHostPort(in.RemoteAddr); err == nil {
 		chain = append(chain, ip)
@@ -73,7 +93,7 @@ func (p proxies) describe(header http.Header, in *http.Request) {
 	if len(chain) > 0 {
 		header.Set(headerFor, strings.Join(chain, ", "))
 	}
-	header.Set(headerHost, host)
+	header.Set(headerHost, p.host(in))
 	header.Set(headerProto, p.scheme(in))
 }
 

@@ -48,3 +48,22 @@ func TestTrustedProxiesAreBelieved(t *testing.T) {
 		}
 	}
 }
+
+func TestNamesLikeThoseOfProxiesAreDropped(t *testing.T) {
+	b := newBench(t, echo, nil)
+	said := []string{"X_Forwarded_For", "x-forwarded_host", "X-Forwarded", "X_Forwarded", "X-Scheme", "True-Client-Ip", "true_client_ip", "X-Original-Url", "X_Original_URL",
+		"X-Rewrite-Url", "Forwarded", "X-Real_Ip", "Cf-Connecting-Ip", "X-Client-Ip", "Front-End-Https"}
+	headers := []string{"X-Mine", "kept", "X_Mine", "kept"}
+	for _, name := range said {
+		headers = append(headers, name, "6.6.6.6")
+	}
+	got := decode(t, ask(t, b.front, http.MethodGet, boxHost, "/", headers...)).Header
+	for name, values := range got {
+		if strings.Contains(strings.Join(values, ","), "6.6.6.6") {
+			t.Errorf("%s arrived", name)
+		}
+	}
+	if got.Get("X-Mine") != "kept" || got.Get("X_Mine") != "kept" {
+		t.Errorf("an application's own headers did not arrive: %v", got)
+	}
+}
