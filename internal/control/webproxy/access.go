@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,12 +55,55 @@ func (e *Edge) admit(w http.ResponseWriter, r *http.Request, to target, sb sandb
 		redirect(w, to.seen(rest))
 		return false
 	}
-	token := r.Header.Get(tokenHeader)
-	if subtle.ConstantTimeCompare([]byte(token), []byte(sb.Web.TrafficToken)) == 1 || hasPass(r, to, sb) {
+	if hasToken(r, sb) {
 		return true
 	}
-	refuse(w, r, forbidden(to.Target, token != ""))
+	if hasPass(r, to, sb) {
+		if e.isForeign(r, to) {
+			refuse(w, r, foreign(to.Target))
+			return false
+		}
+		return true
+	}
+	refuse(w, r, forbidden(to.Target, r.Header.Get(tokenHeader) != ""))
 	return false
+}
+
+// hasToken reports whether a request has the traffic token of a sandbox.
+func hasToken(r *http.Request, sb sandbox.Sandbox) bool {
+	return subtle.ConstantTimeCompare([]byte(r.Header.Get(tokenHeader)), []byte(sb.Web.TrafficToken)) == 1
+}
+
+// isForeign reports whether a page that is not the sandbox's own makes a browser send a
+// request that can do something. Pages of other sandboxes are of the same site, so that
+// browsers add the cookie; WebSockets know no other border than this.
+func (e *Edge) isForeign(r *http.Request, to target) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+		if _, upgrades := r.Header["Upgrade"]; !upgrades {
+			return false
+		}
+	}
+	origins, named := r.Header["Origin"]
+	if !named {
+		return false // it is no browser: those name it in all such requests
+	}
+	if len(origins) != 1 {
+		return true
+	}
+	from, err := url.Parse(origins[0])
+	if err != nil || from.Host == "" {
+		return true // such as null
+	}
+	// Whoever serves one port of a sandbox may as well ask another.
+	if page, ours, err := webroute.ParseHost(from.Host, e.domain); err == nil && ours && page.Sandbox == to.Sandbox {
+		return false
+	}
+	plain := func(host string) string {
+		host = strings.ToLower(host)
+		return strings.TrimSuffix(strings.TrimSuffix(host, ":80"), ":443")
+	}
+	return plain(from.Host) != plain(r.Host) && plain(from.Host) != plain(e.proxies.host(r))
 }
 
 // Link is a link to a port that works once, and then keeps the browser that used it going

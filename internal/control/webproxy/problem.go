@@ -110,6 +110,13 @@ func forbidden(to webroute.Target, wrong bool) webroute.Problem {
 	}
 }
 
+// foreign is the problem of a request that another's page has a browser send.
+func foreign(to webroute.Target) webroute.Problem {
+	p := forbidden(to, false)
+	p.Message = "Pages of other origins may not send this request with the cookie of a browser; send the traffic token in the header e2b-traffic-access-token"
+	return p
+}
+
 // badLink is the problem of a link that was used before, or is too old.
 func badLink(to webroute.Target) webroute.Problem {
 	p := forbidden(to, false)

@@ -44,8 +44,9 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, to target) {
 	if sb.Web.Private() && to.Port != webroute.EnvdPort && !e.admit(w, r, to, sb) {
 		return
 	}
+	counts := mayWake(r, to, sb)
 	for again := false; ; again = true {
-		if gu, err = e.awake(r.Context(), gu, sb); err != nil {
+		if gu, err = e.awake(r.Context(), gu, sb, counts); err != nil {
 			refuse(w, r, stateProblem(to.Target, sb, err))
 			return
 		}
@@ -54,7 +55,7 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, to target) {
 			refuse(w, r, wakeProblem(to.Target, errBetween))
 			return
 		}
-		if !e.visit(w, r, gu, visitTo{to, sb, again}) {
+		if !e.visit(w, r, gu, visitTo{to, sb, again, counts}) {
 			return
 		}
 		// Its host says that it is paused, which nobody here has heard yet.
@@ -63,6 +64,13 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, to target) {
 			return
 		}
 	}
+}
+
+// mayWake reports whether a request wakes a sandbox and is activity. envd's port is open to
+// everybody, since envd asks for a token of its own, but not for all that it is asked; so of
+// a private sandbox that alone keeps nothing awake.
+func mayWake(r *http.Request, to target, sb sandbox.Sandbox) bool {
+	return !sb.Web.Private() || to.Port != webroute.EnvdPort || hasToken(r, sb) || hasPass(r, to, sb)
 }
 
 // lookAgain is look, after the store has been told what the host says of the sandbox.
@@ -92,13 +100,13 @@ func (e *Edge) look(ctx context.Context, id string) (*guest, sandbox.Sandbox, er
 // errAsleep is that a sandbox does not run, and is not to be woken.
 var errAsleep = errors.New("the sandbox does not run")
 
-// awake returns when the sandbox runs, having woken it if it asked for that.
-func (e *Edge) awake(ctx context.Context, gu *guest, sb sandbox.Sandbox) (*guest, error) {
+// awake returns when the sandbox runs, having woken it if it asked for that and it may be.
+func (e *Edge) awake(ctx context.Context, gu *guest, sb sandbox.Sandbox, may bool) (*guest, error) {
 	switch sb.Status {
 	case sandbox.Running:
 		return gu, nil
 	case sandbox.Paused, sandbox.Pausing, sandbox.Resuming:
-		if !sb.Web.AutoResume {
+		if !sb.Web.AutoResume || !may {
 			return nil, errAsleep
 		}
 	default:
@@ -160,6 +168,8 @@ type visitTo struct {
 	sandbox sandbox.Sandbox
 	// again is whether it is tried a second time, when whatever comes is the answer.
 	again bool
+	// counts is whether it is activity.
+	counts bool
 }
 
 // visit passes a request on, bounded by what the sandbox may have. It reports whether the
@@ -178,13 +188,16 @@ func (e *Edge) visit(w http.ResponseWriter, r *http.Request, gu *guest, to visit
 			v.leave()
 		}
 	}()
-	end, err := e.begin(ctx, to.sandbox)
+	end := func() {}
+	if to.counts {
+		end, err = e.begin(ctx, to.sandbox)
+	}
 	if err != nil {
 		refuse(w, r, stateProblem(to.Target, to.sandbox, err))
 		return false
 	}
 	defer end()
-	x := &exchange{edge: e, visit: v, to: to.target, web: to.sandbox.Web, again: to.again, began: now(), answered: end}
+	x := &exchange{edge: e, visit: v, to: to.target, web: to.sandbox.Web, again: to.again, counts: to.counts, began: now(), answered: end}
 	in := r.WithContext(ctx)
 	in.Header = to.clean(r.Header)
 	if protocol := relay.UpgradeProtocol(in); protocol != "" {
@@ -205,6 +218,8 @@ type exchange struct {
 	// again is whether this is the second try, and paused whether the host has said in the
 	// first that the sandbox is paused.
 	again, paused bool
+	// counts is whether it is activity.
+	counts bool
 	// answered notes that the request is no longer waited for: from then on bytes alone are
 	// activity, so that a stream that is merely open keeps nothing awake.
 	answered func()
@@ -224,7 +239,11 @@ func (x *exchange) isPaused(answer http.Header) bool {
 }
 
 // moved notes that bytes went to or from the sandbox.
-func (x *exchange) moved() { x.edge.touch(x.visit.guest) }
+func (x *exchange) moved() {
+	if x.counts {
+		x.edge.touch(x.visit.guest)
+	}
+}
 
 // touch tells that a sandbox is active, now and then.
 func (e *Edge) touch(gu *guest) {

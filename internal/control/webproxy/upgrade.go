@@ -50,7 +50,7 @@ func (e *Edge) upgrade(w http.ResponseWriter, in *http.Request, x *exchange, pro
 	tunnel.Run(func(up, down int) {
 		gu.stats.received.Add(int64(up))
 		gu.stats.sent.Add(int64(down))
-		e.touch(gu)
+		x.moved()
 	}, v.leave)
 	if !v.changeCut(tunnel.Cut) {
 		tunnel.Cut() // it was cut meanwhile, or has ended
