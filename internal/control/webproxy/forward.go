@@ -20,7 +20,7 @@ var errPaused = errors.New("the host says that the sandbox is paused")
 func (e *Edge) forward(w http.ResponseWriter, in *http.Request, x *exchange) {
 	out := x.direct(in)
 	out.Body = x.countUpload(out.Body)
-	err := relay.Forward(w, out, e.host, func(resp *http.Response) error {
+	err := relay.Forward(&answerWriter{w, x}, out, e.host, func(resp *http.Response) error {
 		if x.isPaused(resp.Header) {
 			return errPaused
 		}
@@ -29,7 +29,10 @@ func (e *Edge) forward(w http.ResponseWriter, in *http.Request, x *exchange) {
 		resp.Body = &countedBody{ReadCloser: resp.Body, count: &x.visit.guest.stats.sent, moved: x.moved}
 		return nil
 	})
-	if err != nil && !x.paused {
+	switch {
+	case err == nil:
+		finishTrailer(w.Header())
+	case !x.paused:
 		e.failed(w, in, x, err)
 	}
 }
@@ -67,20 +70,6 @@ func (x *exchange) mask(out, in *http.Request) {
 	out.Host = webroute.MaskHost(x.web.MaskHost, x.to.Port)
 	if origin := out.Header.Get("Origin"); origin != "" {
 		out.Header.Set("Origin", webroute.MaskOrigin(origin, in.Host, out.Host))
-	}
-}
-
-// finish makes the headers of an answer those that the client is to get.
-func (x *exchange) finish(header http.Header) {
-	dropOwn(header)
-	if x.to.prefix == "" || x.to.whole {
-		webroute.Strip(header, x.to.Target.Prefix())
-	}
-	if x.to.whole {
-		webroute.Confine(header, x.to.prefix)
-	}
-	if x.to.byHeader {
-		header.Add("Vary", "E2b-Sandbox-Id, E2b-Sandbox-Port")
 	}
 }
 

@@ -40,6 +40,7 @@ func (e *Edge) upgrade(w http.ResponseWriter, in *http.Request, x *exchange, pro
 	x.finish(up.Response.Header)
 	if up.Response.StatusCode != http.StatusSwitchingProtocols {
 		up.Refused(in.Context(), w)
+		finishTrailer(w.Header())
 		return false
 	}
 	tunnel, err := up.Accept(w)
