@@ -82,6 +82,7 @@ func New(address net.Addr, token string) *Client {
 		// Nothing that comes from a guest is unpacked: a small message may hide a large one.
 		connect.WithAcceptCompression("gzip", nil, nil),
 	)
+	c.waits = defaultWaits
 	c.processes.rpc = processconnect.NewProcessClient(c.rpc, c.base, opts)
 	c.directory = filesystemconnect.NewFilesystemClient(c.rpc, c.base, opts)
 	return c
@@ -118,14 +119,19 @@ func (c *Client) DropIdle() {
 // ReadFile opens a file of the guest. The caller closes Body. Size is its length in
 // bytes, -1 when the guest does not know it.
 func (c *Client) ReadFile(ctx context.Context, path, user string) (body io.ReadCloser, size int64, err error) {
+	ctx, v := c.waits.watch(ctx, 0)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.filesURL(path, user), http.NoBody)
 	if err != nil {
+		v.end()
 		return nil, 0, err
 	}
 	resp, err := c.ask(c.files, req)
 	if err != nil {
+		v.end()
 		return nil, 0, err
 	}
+	v.ours()
+	resp.Body = &download{ReadCloser: resp.Body, ctx: ctx, vigil: v}
 	return resp.Body, resp.ContentLength, nil
 }
 
@@ -133,7 +139,9 @@ func (c *Client) ReadFile(ctx context.Context, path, user string) (body io.ReadC
 // size is its length in bytes, -1 when it is not known. When body fails, the file that
 // was there stays.
 func (c *Client) WriteFile(ctx context.Context, path, user string, body io.Reader, size int64) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.filesURL(path, user), body)
+	ctx, v := c.waits.watch(ctx, 0)
+	defer v.end()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.filesURL(path, user), upload{body, v})
 	if err != nil {
 		return err
 	}
@@ -214,6 +222,9 @@ func unreachable(ctx context.Context, err error) error {
 	if closed := new(errClosed); errors.As(err, &closed) {
 		return closed.reason
 	}
+	if why := givenUp(ctx); why != nil {
+		return why
+	}
 	if ctx.Err() != nil {
 		return fmt.Errorf("ask the sandbox: %w", ctx.Err())
 	}
@@ -233,7 +244,7 @@ func rpcError(ctx context.Context, err error) error {
 	switch {
 	case err == nil || errors.Is(err, io.EOF):
 		return err
-	case errors.As(err, new(*errClosed)):
+	case errors.As(err, new(*errClosed)), givenUp(ctx) != nil:
 		return unreachable(ctx, err)
 	case ctx.Err() != nil:
 		return fmt.Errorf("ask the sandbox: %w", ctx.Err())
@@ -254,12 +265,15 @@ func rpcError(ctx context.Context, err error) error {
 // not holds up nobody for long.
 const answerTime = 60 * time.Second
 
-// slow are the calls that may take as long as they take: input waits for the process to
-// read it, and a tree may be large.
-var slow = map[string]bool{
-	processconnect.ProcessSendInputProcedure:     true,
-	filesystemconnect.FilesystemRemoveProcedure:  true,
-	filesystemconnect.FilesystemListDirProcedure: true,
+// treeTime is answerTime for what goes through a tree, which may be large.
+const treeTime = 15 * time.Minute
+
+// answerTimes is how long other calls may take; 0: as long as they take, since input waits
+// for the process to read it.
+var answerTimes = map[string]time.Duration{
+	processconnect.ProcessSendInputProcedure:     0,
+	filesystemconnect.FilesystemRemoveProcedure:  treeTime,
+	filesystemconnect.FilesystemListDirProcedure: treeTime,
 }
 
 // tokenInterceptor puts the access token on every RPC.
@@ -270,9 +284,13 @@ type tokenHeader string
 func (t tokenHeader) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		req.Header().Set(accessTokenHeader, string(t))
-		if !slow[req.Spec().Procedure] {
+		limit, known := answerTimes[req.Spec().Procedure]
+		if !known {
+			limit = answerTime
+		}
+		if limit > 0 {
 			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, answerTime)
+			ctx, cancel = context.WithTimeout(ctx, limit)
 			defer cancel()
 		}
 		resp, err := next(ctx, req)

@@ -19,7 +19,8 @@ import (
 
 // processes is the part of Client that is about processes.
 type processes struct {
-	rpc processconnect.ProcessClient
+	rpc   processconnect.ProcessClient
+	waits waits
 }
 
 // Command is what to run in the guest.
@@ -125,14 +126,15 @@ func (p *processes) Start(ctx context.Context, cmd Command, sink func(Event) err
 	if cmd.Timeout > 0 {
 		req.Header().Set(timeoutHeader, strconv.FormatInt(max(1, cmd.Timeout.Milliseconds()), 10))
 	}
+	req.Header().Set(pingHeader, pingInterval)
 	// Closing the stream would read it to its end; ending its context drops it.
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, v := p.waits.watch(ctx, cmd.Timeout)
+	defer v.end()
 	stream, err := p.rpc.Start(ctx, req)
 	if err != nil {
 		return rpcError(ctx, err)
 	}
-	return follow(ctx, stream, sink)
+	return follow(ctx, v, stream, sink)
 }
 
 // Connect gives the events of a process that was started before to sink, as Start does:
@@ -143,21 +145,22 @@ func (p *processes) Connect(ctx context.Context, sel Selector, replay bool, sink
 	if replay {
 		req.Header().Set(replayHeader, "true")
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	req.Header().Set(pingHeader, pingInterval)
+	ctx, v := p.waits.watch(ctx, 0)
+	defer v.end()
 	stream, err := p.rpc.Connect(ctx, req)
 	if err != nil {
 		return rpcError(ctx, err)
 	}
-	return follow(ctx, stream, sink)
+	return follow(ctx, v, stream, sink)
 }
 
 // follow gives the events of a stream to sink until the process has ended.
 func follow[T any, M interface {
 	*T
 	GetEvent() *process.ProcessEvent
-}](ctx context.Context, stream *connect.ServerStreamForClient[T], sink func(Event) error) error {
-	for stream.Receive() {
+}](ctx context.Context, v *vigil, stream *connect.ServerStreamForClient[T], sink func(Event) error) error {
+	for receive(v, stream) {
 		event := fromProcessEvent(M(stream.Msg()).GetEvent())
 		if event == nil {
 			continue
@@ -183,6 +186,13 @@ func follow[T any, M interface {
 		err = fault.Wrap(io.ErrUnexpectedEOF, fault.AgentError, "the sandbox broke the command's stream off")
 	}
 	return rpcError(ctx, err)
+}
+
+// receive is Receive under a vigil.
+func receive[T any](v *vigil, stream *connect.ServerStreamForClient[T]) bool {
+	v.guests()
+	defer v.ours()
+	return stream.Receive()
 }
 
 // fromProcessEvent translates an event; a keep-alive is nil.
