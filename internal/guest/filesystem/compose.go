@@ -25,9 +25,13 @@ func (f *Files) Compose(ctx context.Context, sources []string, destination strin
 	if err := r.Commit(); err != nil {
 		return Entry{}, err
 	}
+	made, err := os.Stat(r.Target())
+	if err != nil {
+		return Entry{}, explain(err, actionRead, destination)
+	}
 	for _, source := range sources {
-		// A file may be appended to itself; it is the destination then.
-		if target, err := followLinks(source); err == nil && target == r.Target() {
+		// A file may be appended to itself; it is the destination then, by whatever name.
+		if info, err := os.Stat(source); err == nil && os.SameFile(info, made) {
 			continue
 		}
 		if err := f.Remove(source); err != nil {

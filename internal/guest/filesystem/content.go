@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -61,14 +62,14 @@ func fill(src io.Reader, buf []byte) (n int, err error) {
 func Open(path string) (*os.File, os.FileInfo, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, nil, explain(err, "read", path)
+		return nil, nil, explain(err, actionRead, path)
 	}
 	if err := wantRegular(path, info); err != nil {
 		return nil, nil, err
 	}
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, nil, explain(err, "read", path)
+		return nil, nil, explain(err, actionRead, path)
 	}
 	// It may have become something else since.
 	if info, err = file.Stat(); err == nil {
@@ -76,7 +77,7 @@ func Open(path string) (*os.File, os.FileInfo, error) {
 	}
 	if err != nil {
 		_ = file.Close()
-		return nil, nil, explain(err, "read", path)
+		return nil, nil, explain(err, actionRead, path)
 	}
 	return file, info, nil
 }
@@ -103,14 +104,15 @@ func wantRegular(path string, info os.FileInfo) error {
 }
 
 // Replacement is the new content of a file, while it is being written. Until Commit the
-// file is as it was; Abort gives the attempt up, and does nothing after Commit. It is for
-// one goroutine.
+// file is as it was; Abort gives the attempt up, also after a Commit that failed, and does
+// nothing after one that did not. It is for one goroutine.
 type Replacement struct {
 	path, target string
 	temp         *os.File
 	mode         os.FileMode
 	owner        Owner
-	old          bool // there is a file to be replaced
+	old          bool     // there is a file to be replaced
+	made         madeDirs // for the file
 }
 
 // Replace begins to replace, or make, the file path, through links, and makes the
@@ -118,35 +120,59 @@ type Replacement struct {
 // it, but not its metadata; owner becomes the owner.
 func Replace(path string, owner Owner) (*Replacement, error) {
 	target, err := followLinks(path)
+	if err == nil && strings.HasSuffix(target, "/") {
+		err = unix.EISDIR
+	}
 	if err != nil {
 		return nil, explain(err, "write", path)
 	}
 	r := &Replacement{path: path, target: target, mode: newFileMode, owner: owner}
+	err = r.begin()
+	if errors.Is(err, os.ErrNotExist) {
+		// Whoever made the directory may have given up just now, and removed it.
+		r.Abort()
+		err = r.begin()
+	}
+	if err != nil {
+		r.Abort()
+		return nil, err
+	}
+	return r, nil
+}
+
+// begin looks at what is to be replaced and makes the temporary file.
+func (r *Replacement) begin() error {
 	kind := NewContent
-	info, err := os.Lstat(target)
+	info, err := os.Lstat(r.target)
 	switch {
 	case err == nil:
-		if err := wantRegular(path, info); err != nil {
-			return nil, err
+		if err := wantRegular(r.path, info); err != nil {
+			return err
 		}
 		// Without setuid and setgid, which the kernel too takes away from a changed file.
 		r.mode, r.old = info.Mode().Perm(), true
 	case errors.Is(err, os.ErrNotExist):
 		kind = NewFile
-		if err := makeDirs(filepath.Dir(target), owner); err != nil {
-			return nil, explain(err, "write", path)
+		if r.made, err = makeDirs(filepath.Dir(r.target), r.owner); err != nil {
+			return explain(err, "write", r.path)
 		}
 	default:
-		return nil, explain(err, "write", path)
+		return explain(err, "write", r.path)
 	}
-	r.temp, err = os.CreateTemp(filepath.Dir(target), kind.prefix()+"*")
+	// One file is to have one name here, whatever links its directory is reached by.
+	dir, err := filepath.EvalSymlinks(filepath.Dir(r.target))
+	if err != nil {
+		return explain(err, "write", r.path)
+	}
+	r.target = filepath.Join(dir, filepath.Base(r.target))
+	r.temp, err = os.CreateTemp(dir, kind.prefix()+"*")
 	switch {
 	case errors.Is(err, os.ErrNotExist): // the directory is there, as /proc is
-		return nil, fault.Wrap(err, fault.Forbidden, "the directory of '%s' takes no files; write it with a command", path)
+		return fault.Wrap(err, fault.Forbidden, "the directory of '%s' takes no files; write it with a command", r.path)
 	case err != nil:
-		return nil, explain(err, "write", path)
+		return explain(err, "write", r.path)
 	}
-	return r, nil
+	return nil
 }
 
 // maxLinks is how many links the kernel follows in one path.
@@ -176,7 +202,7 @@ func followLinks(path string) (string, error) {
 	return "", unix.ELOOP
 }
 
-// Target returns the path of the file that is replaced, with links followed.
+// Target returns the path of the file that is replaced, with all links followed.
 func (r *Replacement) Target() string { return r.target }
 
 // ReadFrom writes all of src. It tells an error of src, which it returns as it is, from
@@ -211,18 +237,21 @@ func (r *Replacement) Commit() error {
 		_ = os.Remove(temp.Name())
 		return explain(err, "write", r.path)
 	}
+	r.made = nil
 	return nil
 }
 
-// Abort removes what was written.
+// Abort removes what was written, and the directories that were made for it. Of several
+// replacements the last one is to go first: it may be in a directory made for another.
 func (r *Replacement) Abort() {
-	if r.temp == nil {
-		return
+	if r.temp != nil {
+		_ = r.temp.Close()
+		_ = os.Remove(r.temp.Name())
+		r.temp = nil
 	}
-	_ = r.temp.Close()
-	_ = os.Remove(r.temp.Name())
-	r.temp = nil
+	r.made.remove()
+	r.made = nil
 }
 
 // Unreadable explains an error of reading what Open returned.
-func Unreadable(err error, path string) error { return explain(err, "read", path) }
+func Unreadable(err error, path string) error { return explain(err, actionRead, path) }

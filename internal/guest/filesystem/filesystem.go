@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -49,40 +50,55 @@ func (f *Files) MakeDir(path string, owner Owner) (Entry, error) {
 	case err == nil:
 		return Entry{}, fault.New(fault.InvalidRequest, "path '%s' exists and is not a directory", path)
 	}
-	if err := makeDirs(path, owner); err != nil {
+	if _, err := makeDirs(path, owner); err != nil {
 		return Entry{}, explain(err, "make directory", path)
 	}
 	return f.Stat(path)
 }
 
-// makeDirs makes path and the missing directories above it, each owned by owner.
-func makeDirs(path string, owner Owner) error {
-	err := os.Mkdir(path, newDirMode)
+// madeDirs are directories that were made, each below the one before.
+type madeDirs []string
+
+// remove removes them again, but for those that somebody has used since.
+func (m madeDirs) remove() {
+	for _, dir := range slices.Backward(m) {
+		if unix.Rmdir(dir) != nil {
+			return
+		}
+	}
+}
+
+// makeDirs makes path and the missing directories above it, each owned by owner, and returns
+// those. When it fails it leaves none.
+func makeDirs(path string, owner Owner) (made madeDirs, err error) {
+	err = os.Mkdir(path, newDirMode)
 	switch {
-	case err == nil:
-		return os.Lchown(path, int(owner.UID), int(owner.GID))
 	case errors.Is(err, os.ErrExist):
 		info, statErr := os.Stat(path)
 		if statErr != nil {
-			return statErr
+			return nil, statErr
 		}
 		if !info.IsDir() {
-			return &os.PathError{Op: "mkdir", Path: path, Err: unix.ENOTDIR}
+			return nil, &os.PathError{Op: "mkdir", Path: path, Err: unix.ENOTDIR}
 		}
-		return nil
-	case !errors.Is(err, os.ErrNotExist) || path == filepath.Dir(path):
-		return err
-	}
-	if err := makeDirs(filepath.Dir(path), owner); err != nil {
-		return err
-	}
-	if err := os.Mkdir(path, newDirMode); err != nil {
-		if errors.Is(err, os.ErrExist) {
-			return nil // somebody else was quicker
+		return nil, nil
+	case errors.Is(err, os.ErrNotExist) && path != filepath.Dir(path):
+		if made, err = makeDirs(filepath.Dir(path), owner); err != nil {
+			return nil, err
 		}
-		return err
+		if err = os.Mkdir(path, newDirMode); errors.Is(err, os.ErrExist) {
+			return made, nil // somebody else was quicker
+		}
 	}
-	return os.Lchown(path, int(owner.UID), int(owner.GID))
+	if err == nil {
+		made = append(made, path)
+		err = os.Lchown(path, int(owner.UID), int(owner.GID))
+	}
+	if err != nil {
+		made.remove()
+		return nil, err
+	}
+	return made, nil
 }
 
 // Remove removes path and everything below it. What is not there is removed already.
@@ -121,6 +137,18 @@ func isTree(path string) (bool, error) {
 		return false, fault.New(fault.InvalidRequest, "the root directory cannot be removed")
 	}
 	return info.IsDir(), nil
+}
+
+// actionRead is the action of explain that leaves all as it is.
+const actionRead = "read"
+
+// rootOf returns what the system said, without the path.
+func rootOf(err error) error {
+	var number unix.Errno
+	if errors.As(err, &number) {
+		return number
+	}
+	return err
 }
 
 // explain turns an error of the system into one that a user can act on.
@@ -163,6 +191,9 @@ func explain(err error, action, path string) error {
 		return wrap(fault.InvalidState, "'%s' is in use by the system, perhaps as a mount point", path)
 	case is(unix.ENOTEMPTY, unix.EEXIST):
 		return wrap(fault.Conflict, "'%s' exists already and is not empty", path)
+	case action == actionRead && is(unix.EIO, unix.ENXIO, unix.ENODEV, unix.ESRCH, unix.EFAULT, unix.EOVERFLOW, unix.EOPNOTSUPP, unix.ENOSYS):
+		// As for many of the kernel's files, where a reader asks for what is not there.
+		return wrap(fault.InvalidRequest, "path '%s' cannot be read as a file: %v", path, rootOf(err))
 	case is(unix.EINVAL):
 		return wrap(fault.InvalidRequest, "it is not possible to %s '%s'", action, path)
 	}

@@ -21,12 +21,16 @@ func (f *Files) Move(ctx context.Context, source, destination string, owner Owne
 	if _, err := os.Lstat(source); err != nil {
 		return Entry{}, explain(err, "move", source)
 	}
-	if err := makeDirs(filepath.Dir(destination), owner); err != nil {
+	made, err := makeDirs(filepath.Dir(destination), owner)
+	if err != nil {
 		return Entry{}, explain(err, "make directories for", destination)
 	}
-	err := os.Rename(source, destination)
+	err = os.Rename(source, destination)
 	if errors.Is(err, unix.EXDEV) {
 		err = moveAcross(ctx, source, destination)
+	}
+	if err != nil {
+		made.remove()
 	}
 	switch {
 	case errors.Is(err, unix.EINVAL):

@@ -192,7 +192,9 @@ func TestFileErrors(t *testing.T) {
 		resp, body = g.do(t, "POST", at(c.path, more...), strings.NewReader("x"), "Content-Type", octets)
 		g.want(t, resp, body, c.status, c.says)
 	}
-	resp, body := g.do(t, "GET", at(dir+"/../"+"none"), nil)
+	resp, body := g.do(t, "GET", at("/proc/self/mem"), nil)
+	g.want(t, resp, body, 400, "path '/proc/self/mem' cannot be read as a file: ")
+	resp, body = g.do(t, "GET", at(dir+"/../"+"none"), nil)
 	g.want(t, resp, body, 404, `{"code":404,"message":"path '`+dir[:strings.LastIndex(dir, "/")]+`/none' does not exist"}`)
 	resp, body = g.do(t, "POST", "/files", strings.NewReader("x"), "Content-Type", octets)
 	g.want(t, resp, body, 400, "'path' is missing")
@@ -274,6 +276,21 @@ func TestMultipart(t *testing.T) {
 	if got, _ := os.ReadFile(dir + "/named"); string(got) != "by path" {
 		t.Errorf("a refused upload changed a file to %q", got)
 	}
+	if err := os.Symlink(".", dir+"/again"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ one, two, says string }{
+		{"/c", "/again/c", "more than once"},
+		{"/n/new", "/again/n/new", "more than once"},
+		{"/n", "/n/b", "below another file"},
+		{"/n", "/again/n/b/c", "below another file"},
+		{"/n/b", "/n", "is a directory"},
+	} {
+		kind, body = parts(t, "file", dir+"/x/y/z", "0", dir+c.one, "1", dir+c.two, "2", dir+"/x/w", "3")
+		resp, answer = g.do(t, "POST", "/files", body, "Content-Type", kind)
+		g.want(t, resp, answer, 400, c.says)
+		onlyEntries(t, dir, "a", "again", "b", "named")
+	}
 	// A body that is cut off in the middle of a part.
 	kind, body = parts(t, "file", dir+"/named", strings.Repeat("y", 5<<20))
 	resp, answer = g.do(t, "POST", "/files", io.LimitReader(body, 3<<20), "Content-Type", kind)
@@ -294,7 +311,7 @@ func TestMultipart(t *testing.T) {
 	}
 	resp, answer = g.do(t, "POST", "/files", strings.NewReader("--b--"), "Content-Type", "multipart/form-data; boundary=b")
 	g.want(t, resp, answer, 200, "[]")
-	onlyEntries(t, dir, "a", "b", "named")
+	onlyEntries(t, dir, "a", "again", "b", "named")
 }
 
 // halfUpload sends the beginning of an upload on a connection of its own, which it returns.

@@ -13,6 +13,7 @@ import (
 	"net/textproto"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -141,6 +142,11 @@ func (u *uploading) readFile(src io.Reader, given string) error {
 	if u.targets[file.Target()] {
 		return fault.New(fault.InvalidRequest, "path '%s' is in the upload more than once", path)
 	}
+	for dir := filepath.Dir(file.Target()); dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		if u.targets[dir] {
+			return fault.New(fault.InvalidRequest, "path '%s' is below another file of the upload; nothing was written", path)
+		}
+	}
 	u.targets[file.Target()] = true
 	if _, err := file.ReadFrom(src); err != nil {
 		return err
@@ -208,11 +214,10 @@ func fileName(part *multipart.Part) string {
 // commit gives every file its new content.
 func (u *uploading) commit() ([]written, error) {
 	for len(u.pending) > 0 {
-		next := u.pending[0]
-		u.pending = u.pending[1:]
-		if err := next.Commit(); err != nil {
+		if err := u.pending[0].Commit(); err != nil {
 			return nil, err
 		}
+		u.pending = u.pending[1:]
 	}
 	if u.files == nil {
 		u.files = []written{}
@@ -221,7 +226,7 @@ func (u *uploading) commit() ([]written, error) {
 }
 
 func (u *uploading) abort() {
-	for _, file := range u.pending {
+	for _, file := range slices.Backward(u.pending) {
 		file.Abort()
 	}
 }
