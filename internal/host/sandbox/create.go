@@ -34,7 +34,8 @@ type creation struct {
 	e        *entry
 	need     demand
 	wait     time.Duration
-	reserved bool // the entry is in its place
+	bytes    int64 // of the snapshot, on the disk; 0: there is none
+	reserved bool  // the entry is in its place
 }
 
 var (
@@ -52,7 +53,7 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (Sandbox, error
 	if err != nil {
 		return Sandbox{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, launchTimeout+req.Wait)
+	ctx, cancel := context.WithTimeout(ctx, launchTime(c.bytes)+req.Wait)
 	defer cancel()
 	ctx, done, err := c.reserve(ctx)
 	if err != nil {
@@ -155,7 +156,7 @@ func (c *creation) from(snap snapshot.Snapshot) error {
 	}
 	c.resources, c.snapshot, c.formerToken = has, snap.ID, snap.Token
 	c.origin = origin{Image: snap.Image, GuestDir: snap.GuestDir, Env: env, DefaultUser: user}
-	c.need = restoreDemand(has, snap.Bytes)
+	c.bytes, c.need = snap.Bytes, restoreDemand(has, snap.Bytes)
 	return nil
 }
 

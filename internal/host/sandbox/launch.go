@@ -18,6 +18,10 @@ const (
 	// launchTimeout bounds how long a sandbox may take until it is usable; the slowest
 	// machine that is still of use needs a few seconds.
 	launchTimeout = 60 * time.Second
+	// One that goes on from a snapshot may take longer by what the slowest disk that is still
+	// of use takes to read that, in bytes per second, up to about what control waits.
+	slowestDisk       = 16 * mib
+	launchTimeoutMost = 5*time.Minute - 5*time.Second
 
 	// guestDir is where the guest daemon is seen inside a sandbox.
 	guestDir = "/run/wrenn/bin"
@@ -29,6 +33,12 @@ const (
 	minProcesses       = 128
 	maxProcesses       = 4096
 )
+
+// launchTime bounds how long a sandbox may take that goes on from a snapshot of so many
+// bytes; 0 is for an image.
+func launchTime(bytes int64) time.Duration {
+	return min(launchTimeout+time.Duration(bytes/slowestDisk)*time.Second, launchTimeoutMost)
+}
 
 // launch brings a run into being: it boots an image or goes on from a snapshot. It is a
 // part of every operation that does so.

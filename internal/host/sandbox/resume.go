@@ -36,13 +36,13 @@ var (
 // when it is usable. When it fails the sandbox is as it was. wait is how long to wait for
 // room on a host that is full.
 func (s *Service) Resume(ctx context.Context, id string, wait time.Duration) (Sandbox, error) {
-	ctx, cancel := context.WithTimeout(ctx, launchTimeout+wait)
-	defer cancel()
 	e, ctx, done, err := s.claim(ctx, id, actResume)
 	if err != nil {
 		return Sandbox{}, err
 	}
 	defer done()
+	ctx, cancel := context.WithTimeout(ctx, launchTime(e.sandbox.SnapshotBytes)+wait)
+	defer cancel()
 	r := &resuming{e: e, wait: wait}
 	defer func() {
 		if r.noted != nil {
