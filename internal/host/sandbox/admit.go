@@ -55,6 +55,7 @@ type room struct {
 	// arrivingMB is what those take at once who have room and may not have taken it yet.
 	arrivingMB int
 	runs       int
+	departing  int       // runs that are being ended
 	queue      []*waiter // first come, first served
 }
 
@@ -126,6 +127,26 @@ type place struct {
 
 	// Guarded by room.mu.
 	arrived, left bool
+}
+
+// depart says that the run is about to give its room back; done, that this has been tried.
+func (p *place) depart() (done func()) {
+	r := p.room
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.departing++
+	return sync.OnceFunc(func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.departing--
+	})
+}
+
+// awaits says whether some run is about to give its room back.
+func (r *room) awaits() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.departing > 0
 }
 
 // occupy counts a run in. The caller holds r.mu.

@@ -154,3 +154,45 @@ func TestAFullHost(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A pause answers before what it held is given back. Who makes room by one has it at once.
+func TestAPauseMakesRoom(t *testing.T) {
+	m := newMachine()
+	cfg := m.config(t, t.TempDir())
+	var tries, available atomic.Uint64
+	available.Store(1000 * mib)
+	cfg.Admit = Admission{ReserveMB: 500, MemAvailable: func() (uint64, error) { tries.Add(1); return available.Load(), nil }}
+	held := make(chan struct{})
+	cfg.At = func(point string) {
+		if point == "pause.runtime" {
+			<-held
+		}
+	}
+	s := m.openWith(t, cfg)
+	if _, err := s.Create(t.Context(), request(idA)); err != nil {
+		t.Fatal(err)
+	}
+	available.Store(400 * mib)
+	if _, err := s.Pause(t.Context(), idA); err != nil {
+		t.Fatal(err)
+	}
+	before := tries.Load()
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Create(t.Context(), request(idB))
+		done <- err
+	}()
+	eventually(t, "it tries again, or is refused", func() bool { return tries.Load() > before+1 || len(done) > 0 })
+	available.Store(1000 * mib)
+	close(held)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	// Where nobody is on the way out a refusal comes at once.
+	eventually(t, "the pause is cleared", func() bool { return s.idle(idA) })
+	available.Store(400 * mib)
+	before = tries.Load()
+	if _, err := s.Create(t.Context(), request(idC)); !fault.Is(err, fault.HostUnavailable) || tries.Load() != before+1 {
+		t.Errorf("%v, after %d attempts", err, tries.Load()-before)
+	}
+}

@@ -55,10 +55,15 @@ func (s *Service) Pause(ctx context.Context, id string) (Sandbox, error) {
 		return Sandbox{}, p.goOn(ctx, fmt.Errorf("pause sandbox: %w", err))
 	}
 	paused := e.sandbox
+	departed := func() {}
+	if at := e.run.place; at != nil {
+		departed = at.depart()
+	}
 	// The answer does not wait for what only this host needs to know; a resume does.
 	s.watchers.Go(func() {
 		defer done()
 		defer cancel()
+		defer departed()
 		p.clear(ctx)
 	})
 	return paused, nil

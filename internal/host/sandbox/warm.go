@@ -221,7 +221,7 @@ func (w *warmth) addOne(id string) error {
 		return err
 	}
 	c.origin.Token = snap.Token
-	ctx, cancel := context.WithTimeout(w.life, launchTimeout)
+	ctx, cancel := context.WithTimeout(w.life, launchTime(c.bytes))
 	defer cancel()
 	at, err := s.room.take(ctx, c.need, 0)
 	if err != nil {
@@ -263,15 +263,44 @@ func (w *warmth) watch(id string, l *launch) {
 	}
 }
 
+const (
+	// departWait is how long makeRoom waits for sandboxes that are paused, but still hold what
+	// they had: who paused them to make room has been told so already.
+	departWait = 2 * time.Second
+	departPoll = 5 * time.Millisecond
+)
+
 // makeRoom takes room for a run, in place of sandboxes that are only kept ready if need be.
 func (s *Service) makeRoom(ctx context.Context, d demand, wait time.Duration) (at *place, err error) {
-	for {
-		if at, err = s.room.take(ctx, d, 0); err == nil || !s.warm.giveUp(ctx) {
-			break
+	if at, err = s.takeDeparted(ctx, d); err == nil {
+		return at, nil
+	}
+	for fault.Is(err, fault.HostUnavailable) && s.warm.giveUp(ctx) {
+		if at, err = s.room.take(ctx, d, 0); err == nil {
+			return at, nil
 		}
 	}
-	if err == nil || wait <= 0 || !fault.Is(err, fault.HostUnavailable) {
-		return at, err
+	if wait <= 0 || !fault.Is(err, fault.HostUnavailable) {
+		return nil, err
 	}
 	return s.room.take(ctx, d, wait)
+}
+
+// takeDeparted takes room at once, or as soon as those have gone who are on their way.
+func (s *Service) takeDeparted(ctx context.Context, d demand) (at *place, err error) {
+	ctx, cancel := context.WithTimeout(ctx, departWait)
+	defer cancel()
+	tick := time.NewTicker(departPoll)
+	defer tick.Stop()
+	for {
+		more := s.room.awaits()
+		if at, err = s.room.take(ctx, d, 0); !more || !fault.Is(err, fault.HostUnavailable) {
+			return at, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-tick.C:
+		}
+	}
 }
