@@ -25,6 +25,7 @@ func (s *Service) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	ids = append(ids, s.unrecorded(ids)...)
 	loaded := make(map[string]*entry, len(ids))
 	for _, id := range ids {
 		loaded[id] = s.load(id)
@@ -104,7 +105,19 @@ func (s *Service) retain() error {
 	return errors.Join(err, s.meter.Retain(func(id string) bool { _, err := s.Get(id); return err == nil }))
 }
 
-// load makes an entry from a record. When that cannot be read, what was written down of the
+// unrecorded returns the sandboxes that are not among these and can be brought back from
+// what was written down of them.
+func (s *Service) unrecorded(recorded []string) (ids []string) {
+	for _, snap := range s.cfg.Snapshots.List() {
+		id := snap.SandboxID
+		if snap.Kind == snapshot.Pause && snap.Damaged == "" && idPattern.MatchString(id) && !slices.Contains(recorded, id) && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// load makes an entry from a record. When that is gone or cannot be read, what was written down of the
 // sandbox may still bring it back.
 func (s *Service) load(id string) *entry {
 	rec, err := s.records.read(id)

@@ -111,6 +111,15 @@ func commit(t *testing.T, s *Service, id string) {
 
 // What was written down of a sandbox brings it back when its record is lost.
 func TestALostRecordIsFoundInASnapshot(t *testing.T) {
+	for name, lose := range map[string]func(path string) error{
+		"damaged": func(path string) error { return os.WriteFile(path, []byte("{"), 0o600) },
+		"gone":    os.Remove,
+	} {
+		t.Run(name, func(t *testing.T) { findLostRecord(t, lose) })
+	}
+}
+
+func findLostRecord(t *testing.T, lose func(path string) error) {
 	m := newMachine()
 	dir := t.TempDir()
 	s := m.open(t, dir)
@@ -124,12 +133,13 @@ func TestALostRecordIsFoundInASnapshot(t *testing.T) {
 	}
 	eventually(t, "all is given back", func() bool { return m.taken() == "slots [2], running ["+idB+"]" })
 	s.crash()
-	for _, id := range []string{idA, idB} {
-		if err := os.WriteFile(s.records.path(id), []byte("{"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	if err := errors.Join(lose(s.records.path(idA)), os.WriteFile(s.records.path(idB), []byte("{"), 0o600)); err != nil {
+		t.Fatal(err)
 	}
 	s = m.open(t, dir)
+	if sb, err := s.Get(idA); err != nil || sb.Status != Failed || !strings.Contains(sb.Reason, "can be resumed from its pause") {
+		t.Errorf("%+v, %v", sb, err)
+	}
 	if sb, err := s.Resume(t.Context(), idA, 0); err != nil || sb.Resources != request(idA).Resources || m.inits[idA].EnvVars["COLOUR"] != "green" {
 		t.Errorf("%+v, %v, told %+v", sb, err, m.inits[idA])
 	}
