@@ -56,13 +56,20 @@ type room struct {
 	arrivingMB int
 	runs       int
 	departing  int       // runs that are being ended
-	queue      []*waiter // first come, first served
+	queue      []*waiter // in the order of coming
 }
 
 // waiter is one who waits for room.
 type waiter struct {
+	d    demand
 	wake chan struct{} // holds a token when it is worth to look again
+	// passed is how many have had room before it that came later.
+	passed int
 }
+
+// maxPassed is how many smaller ones may have room before one that waits for more: without
+// them the room lies idle, and with any number of them it never gets its own.
+const maxPassed = 16
 
 func newRoom(cfg Admission) *room {
 	if cfg.MemAvailable == nil {
@@ -71,15 +78,18 @@ func newRoom(cfg Admission) *room {
 	return &room{cfg: cfg}
 }
 
-// take takes room, for which it waits at most that long behind all who came before. The
-// error says what there is too little of.
+// take takes room, for which it waits at most that long. It does not pass those who came
+// before, but for a few times those who need more than there is. The error says what there is
+// too little of; what could never fit is refused at once.
 func (r *room) take(ctx context.Context, d demand, wait time.Duration) (at *place, err error) {
-	w := &waiter{wake: make(chan struct{}, 1)}
+	if most := r.cfg.MemoryMB; most > 0 && d.memoryMB > most {
+		return nil, fault.New(fault.HostUnavailable,
+			"this sandbox needs %d MiB of memory, and all on this host may use %d together (--memory-overcommit); make it smaller", d.memoryMB, most)
+	}
+	w := &waiter{d: d, wake: make(chan struct{}, 1)}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.queue) > 0 {
-		err = fault.New(fault.HostUnavailable, "the host is full, and %d are waiting for room on it; delete or pause sandboxes, or wait longer", len(r.queue))
-	} else if err = r.fits(d); err == nil {
+	if err = r.turn(w, r.queue); err == nil {
 		return r.occupy(d), nil
 	}
 	if wait <= 0 {
@@ -87,21 +97,16 @@ func (r *room) take(ctx context.Context, d demand, wait time.Duration) (at *plac
 	}
 	r.queue = append(r.queue, w)
 	defer func() {
-		first := r.queue[0] == w
 		r.queue = slices.DeleteFunc(r.queue, func(other *waiter) bool { return other == w })
-		if first {
-			r.wakeFirst()
-		}
+		r.wakeAll()
 	}()
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()
 	tick := time.NewTicker(roomPoll)
 	defer tick.Stop()
 	for {
-		if r.queue[0] == w {
-			if err = r.fits(d); err == nil {
-				return r.occupy(d), nil
-			}
+		if err = r.turn(w, r.queue[:slices.Index(r.queue, w)]); err == nil {
+			return r.occupy(d), nil
 		}
 		r.mu.Unlock()
 		ended := false
@@ -118,6 +123,30 @@ func (r *room) take(ctx context.Context, d demand, wait time.Duration) (at *plac
 			return nil, err
 		}
 	}
+}
+
+// turn returns nil when it is the turn of one who has those ahead. The caller holds r.mu and
+// gives the room.
+func (r *room) turn(w *waiter, ahead []*waiter) error {
+	waiting := func() error {
+		return fault.New(fault.HostUnavailable, "the host is full, and %d are waiting for room on it; delete or pause sandboxes, or wait longer", len(ahead))
+	}
+	if slices.ContainsFunc(ahead, func(a *waiter) bool { return a.passed >= maxPassed }) {
+		return waiting()
+	}
+	if err := r.fits(w.d); err != nil {
+		if len(ahead) > 0 {
+			return waiting()
+		}
+		return err
+	}
+	if slices.ContainsFunc(ahead, func(a *waiter) bool { return r.fits(a.d) == nil }) {
+		return waiting() // it is about to have it
+	}
+	for _, a := range ahead {
+		a.passed++
+	}
+	return nil
 }
 
 // place is the room that a run has. It is safe for concurrent use.
@@ -163,7 +192,7 @@ func (p *place) arrive() {
 	p.room.mu.Lock()
 	defer p.room.mu.Unlock()
 	p.arriveLocked()
-	p.room.wakeFirst()
+	p.room.wakeAll()
 }
 
 func (p *place) arriveLocked() {
@@ -184,7 +213,7 @@ func (p *place) leave() {
 	p.arriveLocked()
 	p.room.memoryMB -= p.d.memoryMB
 	p.room.runs--
-	p.room.wakeFirst()
+	p.room.wakeAll()
 }
 
 // force takes room for what runs already, whether there is any or not.
@@ -194,11 +223,11 @@ func (r *room) force(d demand) *place {
 	return r.occupy(d)
 }
 
-// wakeFirst lets the first in the queue look again. The caller holds r.mu.
-func (r *room) wakeFirst() {
-	if len(r.queue) > 0 {
+// wakeAll lets all in the queue look again. The caller holds r.mu.
+func (r *room) wakeAll() {
+	for _, w := range r.queue {
 		select {
-		case r.queue[0].wake <- struct{}{}:
+		case w.wake <- struct{}{}:
 		default:
 		}
 	}

@@ -67,8 +67,7 @@ func TestWhatDoesNotFitIsRefused(t *testing.T) {
 	}
 }
 
-// Who waits is served in the order of coming, also when a smaller one would fit before, and
-// whoever has waited long enough hears why.
+// Who waits is served in the order of coming, and whoever has waited long enough hears why.
 func TestWaitingForRoomIsFair(t *testing.T) {
 	r := newRoom(Admission{MemoryMB: 100})
 	first, err := r.take(t.Context(), demand{memoryMB: 100}, 0)
@@ -194,5 +193,57 @@ func TestAPauseMakesRoom(t *testing.T) {
 	before = tries.Load()
 	if _, err := s.Create(t.Context(), request(idC)); !fault.Is(err, fault.HostUnavailable) || tries.Load() != before+1 {
 		t.Errorf("%v, after %d attempts", err, tries.Load()-before)
+	}
+}
+
+// What can never fit does not wait, and keeps nobody from room.
+func TestWhatIsLargerThanTheHostIsRefusedAtOnce(t *testing.T) {
+	r := newRoom(Admission{MemoryMB: 100})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := r.take(ctx, demand{memoryMB: 101}, time.Hour); !fault.Is(err, fault.HostUnavailable) || ctx.Err() != nil {
+		t.Errorf("it waited: %v", err)
+	}
+}
+
+// One that waits for much does not keep others from what it could not use, but they do not
+// pass it for ever.
+func TestSmallOnesPassALargeOneForAWhile(t *testing.T) {
+	r := newRoom(Admission{MemoryMB: 100})
+	long, err := r.take(t.Context(), demand{memoryMB: 50}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		at, err := r.take(t.Context(), demand{memoryMB: 90}, time.Minute)
+		if err == nil {
+			at.leave()
+		}
+		done <- err
+	}()
+	eventually(t, "it waits", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.queue) == 1 })
+	for i := range maxPassed {
+		// In turn with and without waiting: the second waits behind the large one.
+		at, err := r.take(t.Context(), demand{memoryMB: 10}, time.Duration(i%2)*time.Minute)
+		if err != nil {
+			t.Fatal(i, err)
+		}
+		at.leave()
+	}
+	if _, err := r.take(t.Context(), demand{memoryMB: 10}, 0); !fault.Is(err, fault.HostUnavailable) {
+		t.Errorf("one too many: %v", err)
+	}
+	long.leave()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if at, err := r.take(t.Context(), demand{memoryMB: 10}, 0); err != nil {
+		t.Error(err)
+	} else {
+		at.leave()
+	}
+	if r.memoryMB != 0 || r.runs != 0 {
+		t.Errorf("%d MiB, %d runs", r.memoryMB, r.runs)
 	}
 }
