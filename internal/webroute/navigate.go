@@ -3,7 +3,7 @@ package webroute
 import (
 	"net/http"
 	"net/netip"
-	"path"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -80,44 +80,77 @@ func edit(h http.Header, ref, cookiePath func(string) string) {
 
 // rewriteRef is Rewrite for one address.
 func (a App) rewriteRef(ref string) string {
-	trimmed := strings.Trim(ref, " \t")
+	trimmed := plainStart(ref)
 	switch {
 	case trimmed == "":
 		return ref
 	case strings.HasPrefix(trimmed, "//"):
-		return a.rewriteAbsolute(ref, "", trimmed[2:])
+		return a.rewriteAbsolute(ref, "", strings.TrimLeft(trimmed, slashes))
 	case trimmed[0] == '/':
 		return a.prefixed(trimmed)
 	}
 	// A scheme ends before whatever else could follow it.
-	if i := strings.IndexAny(trimmed, ":/?#"); i > 0 && trimmed[i] == ':' {
+	if i := strings.IndexAny(trimmed, ":/?#\\"); i > 0 && trimmed[i] == ':' {
 		scheme := strings.ToLower(trimmed[:i])
-		rest, ok := strings.CutPrefix(trimmed[i+1:], "//")
-		if !ok || scheme != "http" && scheme != "https" {
+		if scheme != "http" && scheme != "https" {
 			return ref
+		}
+		rest := strings.TrimLeft(trimmed[i+1:], slashes)
+		// Without its two slashes an address is one of the same host, where the scheme is.
+		switch len(trimmed) - len(rest) - (i + 1) {
+		case 0:
+			return a.rewriteRef(rest)
+		case 1:
+			return a.prefixed("/" + rest)
 		}
 		return a.rewriteAbsolute(ref, scheme, rest)
 	}
 	return a.rewriteRelative(ref, trimmed)
 }
 
+// slashes are what browsers take for slashes in an address.
+const slashes = "/\\"
+
+// plainStart is an address as browsers read it, as far as what kind it is depends on that.
+func plainStart(ref string) string {
+	ref = strings.TrimFunc(ref, func(c rune) bool { return c <= ' ' })
+	if ref == "" || ref[0] == '/' {
+		return ref
+	}
+	ref = strings.ReplaceAll(ref, "\t", "")
+	switch rest := strings.TrimLeft(ref, slashes); len(ref) - len(rest) {
+	case 0:
+		return ref
+	case 1:
+		return "/" + rest
+	default:
+		return "//" + rest
+	}
+}
+
 // rewriteAbsolute is rewriteRef for an address with an authority; rest is what follows its
-// two slashes.
+// slashes.
 func (a App) rewriteAbsolute(ref, scheme, rest string) string {
 	authority, inside := rest, ""
-	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+	if i := strings.IndexAny(rest, "/?#\\"); i >= 0 {
 		authority, inside = rest[:i], rest[i:]
 	}
 	if !a.owns(scheme, authority) {
 		return ref
 	}
-	if inside == "" || inside[0] != '/' {
+	if inside = strings.TrimPrefix(inside, "\\"); inside == "" || inside[0] != '/' {
 		inside = "/" + inside
 	}
 	return a.prefixed(inside)
 }
 
+// prefixed puts a path, and what follows it, under the prefix. At the root of an origin one
+// cannot climb above it; under a prefix one could.
 func (a App) prefixed(inside string) string {
+	end := pathEnd(inside)
+	if isClimbing(inside[:end]) {
+		inside = resolve(inside[:end]) + inside[end:]
+	}
 	prefix := a.Prefix()
 	if _, already := cutPath(inside, prefix); already {
 		return inside
@@ -125,22 +158,65 @@ func (a App) prefixed(inside string) string {
 	return prefix + inside
 }
 
-// rewriteRelative is rewriteRef for an address that is relative to the request's. At the
-// root of an origin one cannot climb above it; under a prefix one could.
+// rewriteRelative is rewriteRef for an address that is relative to the request's.
 func (a App) rewriteRelative(ref, trimmed string) string {
-	end := strings.IndexAny(trimmed, "?#")
-	if end < 0 {
-		end = len(trimmed)
-	}
-	if trimmed[:end] != ".." && !strings.Contains(trimmed[:end], "../") && !strings.HasSuffix(trimmed[:end], "/..") {
+	end := pathEnd(trimmed)
+	if !isClimbing(trimmed[:end]) {
 		return ref
 	}
 	dir := a.Path[:strings.LastIndexByte(a.Path, '/')+1]
-	resolved := path.Clean("/" + dir + trimmed[:end])
-	if last := path.Base(trimmed[:end]); resolved != "/" && (strings.HasSuffix(trimmed[:end], "/") || last == ".." || last == ".") {
-		resolved += "/"
+	if !strings.HasPrefix(dir, "/") {
+		dir = "/" + dir
 	}
-	return a.prefixed(resolved + trimmed[end:])
+	return a.prefixed(resolve(dir+trimmed[:end]) + trimmed[end:])
+}
+
+// pathEnd is where the path of an address ends that has neither scheme nor host.
+func pathEnd(ref string) int {
+	if end := strings.IndexAny(ref, "?#"); end >= 0 {
+		return end
+	}
+	return len(ref)
+}
+
+// segments are the parts of a path.
+func segments(path string) []string {
+	return strings.Split(strings.ReplaceAll(path, "\\", "/"), "/")
+}
+
+// isClimbing reports whether a path has a part that leads to the one above.
+func isClimbing(path string) bool {
+	return slices.ContainsFunc(segments(path), func(s string) bool { return dots(s) == parentDots })
+}
+
+// parentDots is how many dots are the name of the part above.
+const parentDots = 2
+
+// dots is how many dots a part of a path is to browsers, 0 when it is anything else.
+func dots(segment string) int {
+	segment = strings.ReplaceAll(strings.ReplaceAll(strings.ToLower(segment), "\t", ""), "%2e", ".")
+	if segment == "." || segment == ".." {
+		return len(segment)
+	}
+	return 0
+}
+
+// resolve is a path, from the root on, without the parts that are dots, as browsers make it.
+func resolve(path string) string {
+	all := segments(path)[1:]
+	var kept []string
+	for i, s := range all {
+		n := dots(s)
+		if n == parentDots && len(kept) > 0 {
+			kept = kept[:len(kept)-1]
+		}
+		if n == 0 {
+			kept = append(kept, s)
+		} else if i == len(all)-1 {
+			kept = append(kept, "")
+		}
+	}
+	return "/" + strings.Join(kept, "/")
 }
 
 // owns reports whether an authority is one that the application takes for itself: that

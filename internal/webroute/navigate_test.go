@@ -62,6 +62,28 @@ func TestRewriteAndStripAddresses(t *testing.T) {
 		{app, "mailto:a@b", "mailto:a@b", "mailto:a@b"},
 		{app, "javascript:x", "javascript:x", "javascript:x"},
 		{app, "x:y/z", "x:y/z", "x:y/z"},
+		// What browsers take for other spellings of these.
+		{app, "http:/x", prefix + "/x", "/x"},
+		{app, "https:/../x?q", prefix + "/x?q", "/x?q"},
+		{app, "http:x/y", "x/y", "x/y"},
+		{app, "http:../../../x", prefix + "/x", "/x"},
+		{app, "ht\ttp:/x", prefix + "/x", "/x"},
+		{app, "http:\\\\" + app.Host + "\\x", prefix + "/x", "/x"},
+		{app, "http:////" + app.Host + "/x", prefix + "/x", "/x"},
+		{app, "///" + app.Host + "/x", prefix + "/x", "/x"},
+		{app, "http:\\\\example.org/x", "http:\\\\example.org/x", "http:\\\\example.org/x"},
+		{app, "\\x", prefix + "/x", "/x"},
+		{app, "\\\\" + app.Host + "/x", prefix + "/x", "/x"},
+		{app, "\\\\example.org", "\\\\example.org", "\\\\example.org"},
+		{app, "..\\..\\..\\x", prefix + "/x", "/x"},
+		{app, "%2e%2E/.%2e/..%5cx", prefix + "/..%5cx", "/..%5cx"},
+		{app, ".\t./.\t./x", prefix + "/x", "/x"},
+		{app, "/../../proxy/other/80/", prefix + "/proxy/other/80/", "/proxy/other/80/"},
+		{app, "/..\\..\\x", prefix + "/x", "/x"},
+		{app, prefix + "/../../other/80/?..", prefix + "/proxy/other/80/?..", "/proxy/other/80/?.."},
+		{app, "/a//../b/./c/..?../d", prefix + "/a/b/?../d", "/a/b/?../d"},
+		{app, "/a/./b", prefix + "/a/./b", "/a/./b"},
+		{app, "http://" + app.Host + "/..", prefix + "/", "/"},
 		// What would lead elsewhere once the prefix is off stays with the application.
 		{app, "http://" + app.Host + "//evil.example/x", prefix + "//evil.example/x", "/.//evil.example/x"},
 		{app, "/\\evil.example", prefix + "/\\evil.example", "/./\\evil.example"},
@@ -143,6 +165,51 @@ func FuzzRewrite(f *testing.F) {
 			if err == nil && u.Host != self.Host || strings.HasPrefix(stripped, "//") || strings.HasPrefix(stripped, "/\\") {
 				t.Fatalf("%q is stripped to %q, which leads to another host", v, stripped)
 			}
+		}
+	})
+}
+
+// Wherever an address leads on the origin of the request, as browsers read it, that is under
+// the prefix.
+func FuzzRewriteStays(f *testing.F) {
+	for _, s := range []string{"/x", "http:/x", "..\\..\\..\\..\\x", "%2e%2e/../../../..", "/../../x", prefix + "/../x", "\\x", "http:../../../../../x", "http:http:/x", ".\t./../../../.."} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, v string) {
+		h := http.Header{"Location": {v}}
+		Rewrite(h, app)
+		got := h.Get("Location")
+		// As browsers have it before they do anything else.
+		got = strings.ReplaceAll(strings.TrimFunc(got, func(c rune) bool { return c <= ' ' }), "\t", "")
+		if scheme, rest, ok := strings.Cut(got, ":"); ok && (strings.EqualFold(scheme, "http") || strings.EqualFold(scheme, "https")) && len(rest)-len(strings.TrimLeft(rest, slashes)) < 2 {
+			t.Fatalf("%q became %q, which has no host", v, got)
+		}
+		if i := strings.IndexAny(got, ":?#/\\"); i > 0 && got[i] == ':' {
+			return
+		}
+		got = got[:pathEnd(got)]
+		got = strings.ReplaceAll(strings.ReplaceAll(strings.ToLower(strings.ReplaceAll(got, "\\", "/")), "%2e", "."), "#", "")
+		if strings.HasPrefix(got, "//") {
+			return
+		}
+		if !strings.HasPrefix(got, "/") {
+			got = prefix + "/a/b/" + got
+		}
+		depth := 0
+		for i, s := range strings.Split(strings.TrimPrefix(got, "/"), "/") {
+			switch s {
+			case ".":
+			case "..":
+				depth--
+			default:
+				depth++
+			}
+			if i >= strings.Count(prefix, "/") && depth < strings.Count(prefix, "/") {
+				t.Fatalf("%q became %q, which climbs out", v, got)
+			}
+		}
+		if !strings.HasPrefix(got+"/", prefix+"/") {
+			t.Fatalf("%q became %q, which is not under the prefix", v, got)
 		}
 	})
 }
