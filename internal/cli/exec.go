@@ -53,7 +53,8 @@ func newExec(a *app) *cobra.Command {
 shell line; for that use: sh -c 'LINE'.
 
 With --tty the program runs in a terminal, and with --interactive you type into it: -it is
-for editors and the like. As in wrenn shell, ` + detachKeys + ` leaves it running.`,
+for editors and the like. As in wrenn shell, ` + detachKeys + ` leaves it running. Without
+--interactive Ctrl-C ends it.`,
 		Example: `  wrenn exec sb0c9f4kq2m7x1v8t3z5wd -- uname -a
   wrenn exec -it sb0c9f4kq2m7x1v8t3z5wd -- vi notes.txt
   wrenn exec sb0c9f4kq2m7x1v8t3z5wd --background --tag web -- python3 -m http.server

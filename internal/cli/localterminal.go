@@ -41,9 +41,16 @@ type localTerminal struct {
 	screen screen
 }
 
-// takeTerminal passes every key on unseen from now on, and sets the window's title.
-func takeTerminal(in, out *os.File, title string) (*localTerminal, error) {
+// takeTerminal passes every key on unseen from now on, and sets the window's title. Without
+// keys nobody reads them, and Ctrl-C still ends the program, which there would be no other
+// way to leave.
+func takeTerminal(in, out *os.File, title string, keys bool) (*localTerminal, error) {
 	before, err := term.MakeRaw(int(in.Fd())) //nolint:gosec // a file descriptor is small
+	if err == nil && !keys {
+		if err = keepInterrupt(int(in.Fd())); err != nil { //nolint:gosec // a file descriptor is small
+			_ = term.Restore(int(in.Fd()), before) //nolint:gosec // a file descriptor is small; the first error says more
+		}
+	}
 	if err != nil {
 		return nil, fault.Wrap(err, fault.InvalidRequest, "the terminal cannot be set up: %v", err)
 	}
@@ -51,6 +58,19 @@ func takeTerminal(in, out *os.File, title string) (*localTerminal, error) {
 	t.say(pushTitle)
 	t.setTitle(title)
 	return t, nil
+}
+
+// keepInterrupt lets the key for it, which is Ctrl-C, interrupt. The other keys for signals
+// stay without a meaning: what they do would leave the terminal as it is now.
+func keepInterrupt(fd int) error {
+	modes, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return err
+	}
+	modes.Lflag |= unix.ISIG
+	const disabled = 0 // _POSIX_VDISABLE of Linux
+	modes.Cc[unix.VQUIT], modes.Cc[unix.VSUSP] = disabled, disabled
+	return unix.IoctlSetTermios(fd, unix.TCSETS, modes)
 }
 
 func (t *localTerminal) setTitle(title string) { t.say(fmt.Sprintf(setTitle, printable(title))) }

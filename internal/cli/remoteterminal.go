@@ -72,7 +72,7 @@ func (r *remoteTerminal) run(ctx context.Context, in, out *os.File, keys bool) (
 	if err != nil {
 		return nil, err
 	}
-	r.local, err = takeTerminal(in, out, "wrenn: "+r.id)
+	r.local, err = takeTerminal(in, out, "wrenn: "+r.id, keys)
 	if err != nil {
 		_ = conn.CloseNow()
 		return nil, err

@@ -290,10 +290,19 @@ func TestSignalGivesTheTerminalBack(t *testing.T) {
 			t.Errorf("%v: it said %q", tt.args, got)
 		}
 	}
+	p := sit(t, s, "exec", "-t", fakeID(1), "--tag", "unheard", "--", "sh", "-c", "echo here; exec sleep 100")
+	p.sees("here")
+	p.types("typed\x1a\x1c\x03") // Ctrl-Z, Ctrl-\ and Ctrl-C, of which only the last one means something
+	if seen := p.sees(popTitle); strings.Contains(seen, "typed") {
+		t.Errorf("what nobody reads is shown: %q", seen)
+	}
+	p.ends(128 + int(unix.SIGINT))
 	s.mu.Lock()
-	work, once := s.terminals["work"], s.terminals["once"]
+	work, once, unheard := s.terminals["work"], s.terminals["once"], s.terminals["unheard"]
 	s.mu.Unlock()
-	eventually(t, "the command's terminal to end", func() bool { once.mu.Lock(); defer once.mu.Unlock(); return once.over != nil })
+	for _, gone := range []*fakeTerminal{once, unheard} {
+		eventually(t, "the command's terminal to end", func() bool { gone.mu.Lock(); defer gone.mu.Unlock(); return gone.over != nil })
+	}
 	work.mu.Lock()
 	defer work.mu.Unlock()
 	if work.over != nil {
@@ -322,7 +331,7 @@ func TestPanicGivesTheTerminalBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	local, err := takeTerminal(terminal, terminal, "title")
+	local, err := takeTerminal(terminal, terminal, "title", true)
 	if err != nil {
 		t.Fatal(err)
 	}
