@@ -312,7 +312,7 @@ type ExecRequest struct {
 	// Stdin What the program reads from stdin, before its end. Without it stdin is `/dev/null`.
 	Stdin string `json:"stdin,omitempty,omitzero"`
 
-	// Tag A name to find the process by. Not digits only, which would look like a pid.
+	// Tag A name to find the process by. Not dots only, nor digits only, which would look like a pid.
 	//
 	// Example: web-server
 	Tag string `json:"tag,omitempty,omitzero"`

@@ -101,7 +101,7 @@ func TestExecEndsBadly(t *testing.T) {
 	}
 	for _, bad := range []Command{
 		{}, {Cmd: "a\x00"}, {Cmd: "a", Args: []string{"\x00"}}, {Cmd: strings.Repeat("x", maxArgument)}, {Cmd: "a", Cwd: "\x00"},
-		{Cmd: "a", Tag: "12"}, {Cmd: "a", Tag: "a b"}, {Cmd: "a", Timeout: -1}, {Cmd: "a", Env: map[string]string{"": "x"}},
+		{Cmd: "a", Tag: "12"}, {Cmd: "a", Tag: "."}, {Cmd: "a", Tag: ".."}, {Cmd: "a", Tag: "a b"}, {Cmd: "a", Timeout: -1}, {Cmd: "a", Env: map[string]string{"": "x"}},
 	} {
 		if _, err := s.Processes().Exec(t.Context(), "sb1", bad, nil); !fault.Is(err, fault.InvalidRequest) {
 			t.Errorf("%.40q: %v", bad.Cmd+bad.Tag, err)

@@ -74,9 +74,10 @@ func (c Command) validate() error {
 			return err
 		}
 	}
-	if c.Tag != "" && (!tagPattern.MatchString(c.Tag) || onlyDigits(c.Tag)) {
+	// A path element of dots means another path, by which the process could not be reached.
+	if c.Tag != "" && (!tagPattern.MatchString(c.Tag) || onlyDigits(c.Tag) || strings.Trim(c.Tag, ".") == "") {
 		return fault.New(fault.InvalidRequest,
-			"field \"tag\" must be 1 to 128 letters, digits and . _ : - and not digits only, which would look like a pid")
+			"field \"tag\" must be 1 to 128 letters, digits and . _ : - and not dots only, nor digits only, which would look like a pid")
 	}
 	if err := checkPeriod("timeout_sec", c.Timeout); err != nil {
 		return err
