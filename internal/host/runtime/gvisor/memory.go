@@ -39,8 +39,8 @@ type memoryLimits struct {
 	work sync.WaitGroup
 
 	mu sync.Mutex
-	// lowering has the sandboxes whose limits are being lowered, and since when.
-	lowering map[string]time.Time
+	// lowering has the sandboxes whose limits are being lowered.
+	lowering map[string]bool
 }
 
 // lifted is what is kept of a limit that is lifted.
@@ -63,14 +63,11 @@ const (
 
 	lowerWait     = 250 * time.Millisecond // before the second attempt; doubles
 	lowerWaitMost = 10 * time.Second
-	// sentryKeeps is when a sentry has given back all that it will: its collector runs every
-	// two minutes at least. What it has then counts as the guest's, as ever.
-	sentryKeeps = 5 * time.Minute
 )
 
 func newMemoryLimits(c cgroups, bundles string, log *slog.Logger) *memoryLimits {
 	life, end := context.WithCancel(context.Background())
-	return &memoryLimits{cgroups: c, bundles: bundles, log: log, life: life, end: end, lowering: map[string]time.Time{}}
+	return &memoryLimits{cgroups: c, bundles: bundles, log: log, life: life, end: end, lowering: map[string]bool{}}
 }
 
 func (l *memoryLimits) mark(id string) string { return filepath.Join(l.bundles, id, liftedFile) }
@@ -123,16 +120,10 @@ func (l *memoryLimits) read(id string) (was lifted, err error) {
 func (l *memoryLimits) lower(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, begun := l.lowering[id]
-	l.lowering[id] = time.Now()
-	if begun || l.life.Err() != nil {
-		l.step(id) // whoever is at it finds out
-		return
+	if done := l.step(id); done || l.lowering[id] || l.life.Err() != nil {
+		return // whoever is at it already finds out
 	}
-	if l.step(id) {
-		delete(l.lowering, id)
-		return
-	}
+	l.lowering[id] = true
 	l.work.Go(func() { l.lowerOn(id) })
 }
 
@@ -222,15 +213,15 @@ func (l *memoryLimits) aim(id string, was lifted) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	late := time.Since(l.lowering[id]) > sentryKeeps
-	return min(now, lowered(was, used, sentry, late)), nil
+	return min(now, lowered(was, used, sentry)), nil
 }
 
 // lowered is what a lifted limit can be while so much is used, some of it by the sentry: the
-// guest has what it had, and the sentry what it has not given back yet.
-func lowered(was lifted, used, sentry uint64, late bool) uint64 {
+// guest has what it had, and the sentry what it has not given back yet. That may be never,
+// of a restored one with many files: better than to take it from the guest.
+func lowered(was lifted, used, sentry uint64) uint64 {
 	limit := was.Limit
-	if sentry > was.Sentry && !late {
+	if sentry > was.Sentry {
 		limit += sentry - was.Sentry
 	}
 	if used > limit {

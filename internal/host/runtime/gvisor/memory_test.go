@@ -72,16 +72,13 @@ func TestHowFarALimitComesDown(t *testing.T) {
 	was := lifted{Limit: 600 * mib, Sentry: 100 * mib}
 	for _, c := range []struct {
 		used, sentry uint64
-		late         bool
 		want         uint64
 	}{
 		{used: 300 * mib, sentry: 50 * mib, want: 600 * mib},
 		{used: 300 * mib, sentry: 150 * mib, want: 650 * mib},
 		{used: 700 * mib, sentry: 150 * mib, want: 700*mib + lowerSlack},
-		{used: 300 * mib, sentry: 150 * mib, late: true, want: 600 * mib},
-		{used: 610 * mib, sentry: 150 * mib, late: true, want: 610*mib + lowerSlack},
 	} {
-		if got := lowered(was, c.used, c.sentry, c.late); got != c.want {
+		if got := lowered(was, c.used, c.sentry); got != c.want {
 			t.Errorf("%+v: %d MiB", c, got/mib)
 		}
 	}
