@@ -179,7 +179,8 @@ type ClientInterface interface {
 	//
 	// Errors: 400 `invalid_request` when the program or the working directory does not exist or may not be
 	// used, or the user does not exist; 404 for an unknown sandbox; 409 `invalid_state` when the sandbox is
-	// not running; 502 `agent_error` when the sandbox died underneath.
+	// not running; 502 `agent_error` when the sandbox died underneath; 504 `deadline_exceeded` when its time
+	// has been over for 30 s and the sandbox has not said so.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -200,7 +201,8 @@ type ClientInterface interface {
 	//
 	// Errors: 400 `invalid_request` when the program or the working directory does not exist or may not be
 	// used, or the user does not exist; 404 for an unknown sandbox; 409 `invalid_state` when the sandbox is
-	// not running; 502 `agent_error` when the sandbox died underneath.
+	// not running; 502 `agent_error` when the sandbox died underneath; 504 `deadline_exceeded` when its time
+	// has been over for 30 s and the sandbox has not said so.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -705,7 +707,8 @@ func (c *Client) GetSandbox(ctx context.Context, id SandboxID, reqEditors ...Req
 //
 // Errors: 400 `invalid_request` when the program or the working directory does not exist or may not be
 // used, or the user does not exist; 404 for an unknown sandbox; 409 `invalid_state` when the sandbox is
-// not running; 502 `agent_error` when the sandbox died underneath.
+// not running; 502 `agent_error` when the sandbox died underneath; 504 `deadline_exceeded` when its time
+// has been over for 30 s and the sandbox has not said so.
 //
 // Takes any type of body and a specified content type.
 //
@@ -736,7 +739,8 @@ func (c *Client) ExecWithBody(ctx context.Context, id SandboxID, contentType str
 //
 // Errors: 400 `invalid_request` when the program or the working directory does not exist or may not be
 // used, or the user does not exist; 404 for an unknown sandbox; 409 `invalid_state` when the sandbox is
-// not running; 502 `agent_error` when the sandbox died underneath.
+// not running; 502 `agent_error` when the sandbox died underneath; 504 `deadline_exceeded` when its time
+// has been over for 30 s and the sandbox has not said so.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -3040,7 +3044,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// Errors: 400 `invalid_request` when the program or the working directory does not exist or may not be
 	// used, or the user does not exist; 404 for an unknown sandbox; 409 `invalid_state` when the sandbox is
-	// not running; 502 `agent_error` when the sandbox died underneath.
+	// not running; 502 `agent_error` when the sandbox died underneath; 504 `deadline_exceeded` when its time
+	// has been over for 30 s and the sandbox has not said so.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -3061,7 +3066,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// Errors: 400 `invalid_request` when the program or the working directory does not exist or may not be
 	// used, or the user does not exist; 404 for an unknown sandbox; 409 `invalid_state` when the sandbox is
-	// not running; 502 `agent_error` when the sandbox died underneath.
+	// not running; 502 `agent_error` when the sandbox died underneath; 504 `deadline_exceeded` when its time
+	// has been over for 30 s and the sandbox has not said so.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5091,7 +5097,8 @@ func (c *ClientWithResponses) GetSandboxWithResponse(ctx context.Context, id San
 //
 // Errors: 400 `invalid_request` when the program or the working directory does not exist or may not be
 // used, or the user does not exist; 404 for an unknown sandbox; 409 `invalid_state` when the sandbox is
-// not running; 502 `agent_error` when the sandbox died underneath.
+// not running; 502 `agent_error` when the sandbox died underneath; 504 `deadline_exceeded` when its time
+// has been over for 30 s and the sandbox has not said so.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -5118,7 +5125,8 @@ func (c *ClientWithResponses) ExecWithBodyWithResponse(ctx context.Context, id S
 //
 // Errors: 400 `invalid_request` when the program or the working directory does not exist or may not be
 // used, or the user does not exist; 404 for an unknown sandbox; 409 `invalid_state` when the sandbox is
-// not running; 502 `agent_error` when the sandbox died underneath.
+// not running; 502 `agent_error` when the sandbox died underneath; 504 `deadline_exceeded` when its time
+// has been over for 30 s and the sandbox has not said so.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
