@@ -76,34 +76,39 @@ func (l *memoryLimits) mark(id string) string { return filepath.Join(l.bundles, 
 func (l *memoryLimits) lift(id string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	was, err := l.read(id)
+	_, err := l.read(id)
 	if errors.Is(err, fs.ErrNotExist) {
-		was, err = l.note(id)
+		err = l.note(id)
 	}
 	if err != nil {
 		return fmt.Errorf("lift the memory limit: %w", err)
+	}
+	now, err := l.cgroups.memoryLimit(id) // it may not have come down yet from the last time
+	if err != nil {
+		return err
 	}
 	available, err := availableMemory()
 	if err != nil {
 		return err
 	}
-	return l.cgroups.setMemoryLimit(id, was.Limit+available/liftPart)
+	return l.cgroups.setMemoryLimit(id, now+available/liftPart)
 }
 
 // note keeps what a limit is before it is lifted.
-func (l *memoryLimits) note(id string) (was lifted, err error) {
-	if was.Limit, err = l.cgroups.memoryLimit(id); err != nil {
-		return was, err
-	}
-	if was.Sentry, err = l.cgroups.sentryMemory(id); err != nil {
-		return was, err
-	}
-	was.Sentry = max(was.Sentry, (sentryMemoryMB+restoredMemoryMB)*mib)
-	data, err := json.Marshal(was)
+func (l *memoryLimits) note(id string) error {
+	limit, err := l.cgroups.memoryLimit(id)
 	if err != nil {
-		return was, err
+		return err
 	}
-	return was, atomicfile.Write(l.mark(id), data, stateMode)
+	sentry, err := l.cgroups.sentryMemory(id)
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(lifted{Limit: limit, Sentry: max(sentry, (sentryMemoryMB+restoredMemoryMB)*mib)})
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(l.mark(id), data, stateMode)
 }
 
 func (l *memoryLimits) read(id string) (was lifted, err error) {
