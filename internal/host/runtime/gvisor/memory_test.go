@@ -1,14 +1,8 @@
 package gvisor
 
 import (
-	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 	"time"
-
-	"github.com/wrenn-sandbox/wrenn/internal/fault"
 )
 
 // A sentry has more memory than its guest's limit while it writes that down, and the limit
@@ -87,46 +81,5 @@ func TestHowFarALimitComesDown(t *testing.T) {
 		if got := lowered(was, c.used, c.sentry); got != c.want {
 			t.Errorf("%+v: %d MiB", c, got/mib)
 		}
-	}
-}
-
-// manyFiles makes files, and listens when it is done.
-const manyFiles = `
-import os, socket
-os.mkdir("/root/many")
-for n in range(15000):
-    os.close(os.open(f"/root/many/{n}", os.O_CREAT | os.O_WRONLY))
-socket.create_server(("0.0.0.0", 8000)).accept()
-`
-
-// A host that has no memory to lend loses the sandbox, and says what it died of.
-func TestCheckpointWithoutMemorySaysSo(t *testing.T) {
-	p := newPlace(t)
-	slot := p.slot(t)
-	spec := p.sleeper(t, "poor", slot)
-	spec.Args = []string{"/usr/bin/python3", "-c", manyFiles}
-	spec.Limits.MemoryMB = 32
-	// What is lifted is not the sandbox's limit.
-	elsewhere := cgroups{root: t.TempDir(), parent: p.config.CgroupParent, v2: true}
-	dir := filepath.Dir(elsewhere.file("", spec.ID, "x"))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for name, text := range map[string]string{"memory.max": "1", "memory.stat": "anon 1\n"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	p.driver.memory = newMemoryLimits(elsewhere, p.driver.bundlesDir(), p.config.Log)
-	if err := p.driver.Start(t.Context(), spec); err != nil {
-		t.Fatal(err)
-	}
-	dialSoon(t, netip.AddrPortFrom(slot.Guest.Addr(), 8000))
-	err := p.driver.Checkpoint(t.Context(), spec.ID, t.TempDir())
-	if !fault.Is(err, fault.AgentError) || !strings.Contains(fault.MessageOf(err), "out of memory") {
-		t.Errorf("%v", err)
-	}
-	if exit, err := p.driver.Wait(t.Context(), spec.ID); err != nil || !exit.OutOfMemory {
-		t.Errorf("%+v, %v", exit, err)
 	}
 }
