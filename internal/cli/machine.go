@@ -10,11 +10,12 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn-sandbox/wrenn/internal/meminfo"
 )
 
 // What a machine should have so that a first sandbox, the base image and the build fit.
@@ -194,21 +195,12 @@ func (m *machine) memory(context.Context) finding {
 	if err != nil {
 		return finding{name, poor, err.Error(), "mount /proc"}
 	}
-	for line := range strings.Lines(string(text)) {
-		rest, ok := strings.CutPrefix(line, "MemAvailable:")
-		if !ok {
-			continue
-		}
-		const perKiB = 1 << 10
-		kib, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-		if err != nil {
-			break
-		}
-		available := kib * perKiB
-		return amount(name, available, leastMemory, enoughMemory, gibibytes(available)+" available",
-			fmt.Sprintf("%s are comfortable; a sandbox has 512 MiB unless it asks for more", gibibytes(enoughMemory)))
+	available, err := meminfo.Parse(string(text))
+	if err != nil {
+		return finding{name, poor, "/proc/meminfo does not tell", "use a kernel of this century"}
 	}
-	return finding{name, poor, "/proc/meminfo does not tell", "use a kernel of this century"}
+	return amount(name, available, leastMemory, enoughMemory, gibibytes(available)+" available",
+		fmt.Sprintf("%s are comfortable; a sandbox has 512 MiB unless it asks for more", gibibytes(enoughMemory)))
 }
 
 // amount judges how much there is of something.

@@ -10,10 +10,10 @@ import (
 var contracts = []string{"api", "proto/host", "proto/guest"}
 
 // leaves are small packages that every floor may share. They know no floor.
-var leaves = append([]string{"internal/fault", "internal/atomicfile", "internal/webroute", "internal/relay"}, forTests...)
+var leaves = append([]string{"internal/fault", "internal/atomicfile", "internal/meminfo", "internal/webroute", "internal/relay"}, forTests...)
 
 // forTests are leaves that only tests may import.
-var forTests = []string{"internal/testenv"}
+var forTests = []string{"internal/testenv", "internal/relay/relaytest"}
 
 // room is a part of the tree and what it may import of the rest of the module, besides
 // itself.
@@ -30,6 +30,7 @@ var rooms = []room{
 	{"proto/guest", nil},
 	{"internal/fault", nil},
 	{"internal/atomicfile", nil},
+	{"internal/meminfo", nil},
 	{"internal/webroute", []string{"internal/fault"}},
 	{"internal/relay", nil},
 	{"internal/profile", leaves},

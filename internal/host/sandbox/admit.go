@@ -1,19 +1,16 @@
 package sandbox
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
+	"github.com/wrenn-sandbox/wrenn/internal/meminfo"
 )
 
 // Admission says how much may run on this machine at once. Zeroes bound nothing.
@@ -73,7 +70,7 @@ const maxPassed = 16
 
 func newRoom(cfg Admission) *room {
 	if cfg.MemAvailable == nil {
-		cfg.MemAvailable = memAvailable
+		cfg.MemAvailable = meminfo.Available
 	}
 	return &room{cfg: cfg}
 }
@@ -255,23 +252,6 @@ func (r *room) fits(d demand) error {
 			"the host has %d MiB of memory left, this needs %d at once and %d stay free; delete or pause sandboxes", free, d.nowMB, r.cfg.ReserveMB)
 	}
 	return nil
-}
-
-// memAvailable is the memory that the machine could give to programs now, in bytes.
-func memAvailable() (uint64, error) {
-	const path = "/proc/meminfo"
-	file, err := os.Open(path)
-	if err != nil {
-		return 0, err
-	}
-	defer file.Close()
-	for lines := bufio.NewScanner(file); lines.Scan(); {
-		if value, ok := strings.CutPrefix(lines.Text(), "MemAvailable:"); ok {
-			n, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
-			return n * kib, err
-		}
-	}
-	return 0, fmt.Errorf("%s does not say what is available", path)
 }
 
 // minFreeDisk is what the host's disk must have left for another sandbox, in bytes: its

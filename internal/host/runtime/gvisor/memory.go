@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn-sandbox/wrenn/internal/atomicfile"
+	"github.com/wrenn-sandbox/wrenn/internal/meminfo"
 )
 
 // memoryLimits lifts the memory limits of sandboxes for as long as their sentries write
@@ -87,7 +88,7 @@ func (l *memoryLimits) lift(id string) error {
 	if err != nil {
 		return err
 	}
-	available, err := availableMemory()
+	available, err := meminfo.Available()
 	if err != nil {
 		return err
 	}
@@ -269,20 +270,4 @@ func (c cgroups) sentryMemory(id string) (uint64, error) {
 		return 0, err
 	}
 	return counts[0], nil
-}
-
-// availableMemory is what the machine could give to programs now, in bytes.
-func availableMemory() (uint64, error) {
-	const path, kib = "/proc/meminfo", 1 << 10
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(data)) {
-		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "MemAvailable:" {
-			n, err := strconv.ParseUint(fields[1], 10, 64)
-			return n * kib, err
-		}
-	}
-	return 0, fmt.Errorf("%s does not say what is available", path)
 }
