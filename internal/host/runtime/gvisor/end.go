@@ -1,6 +1,7 @@
 package gvisor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -58,6 +59,26 @@ func (d *Driver) isOurs(pid int) bool {
 	return false
 }
 
+// exiting is the flag of a process that the kernel is taking apart.
+const exiting = 0x4
+
+// dying says whether a process is on its way out: of its memory, in which its command line
+// is, the kernel has disposed before its files and connections.
+func dying(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	// Behind the name: state, parent, group, session, terminal, its group, flags.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	const flagsField = 6
+	if len(fields) <= flagsField {
+		return false
+	}
+	flags, err := strconv.ParseUint(fields[flagsField], 10, 64)
+	return err == nil && flags&exiting != 0
+}
+
 // waitProcess waits until a process that is not our child ends. stillIt is asked once
 // the process is pinned, and says whether it is the one that was meant.
 func waitProcess(ctx context.Context, pid int, stillIt func() bool) error {
@@ -71,7 +92,7 @@ func waitProcess(ctx context.Context, pid int, stillIt func() bool) error {
 	// A non-blocking pidfd in an os.File waits in the runtime's poller, not in a thread.
 	file := os.NewFile(uintptr(fd), "pidfd")
 	defer file.Close()
-	if !stillIt() {
+	if !stillIt() && !dying(pid) {
 		return nil
 	}
 	stop := context.AfterFunc(ctx, func() { _ = file.SetReadDeadline(time.Unix(1, 0)) })
