@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -11,7 +12,6 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -316,9 +316,9 @@ func (b *directBody) begun() bool {
 	if err != nil || !b.chunked {
 		return err == nil && len(ahead) > 0
 	}
-	line, chunk, whole := strings.Cut(string(ahead), "\r\n")
-	length, _, _ := strings.Cut(line, ";")
-	size, err := strconv.ParseUint(strings.TrimSpace(length), 16, 32)
+	line, chunk, whole := bytes.Cut(ahead, []byte("\r\n"))
+	length, _, _ := bytes.Cut(line, []byte(";"))
+	size, err := strconv.ParseUint(string(bytes.TrimSpace(length)), 16, 32)
 	return whole && err == nil && uint64(len(chunk)) >= size+uint64(len("\r\n"))
 }
 

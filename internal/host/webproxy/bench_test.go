@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/wrenn-sandbox/wrenn/internal/relay/relaytest"
 )
 
 // Upgraded connections on which nothing happens cost the proxy next to nothing.
@@ -125,7 +127,7 @@ func BenchmarkLatency(b *testing.B) {
 func BenchmarkThroughput(b *testing.B) {
 	const size = 256 << 20
 	app := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.CopyBuffer(struct{ io.Writer }{w}, &zeros{size}, make([]byte, 64<<10))
+		_, _ = io.CopyBuffer(struct{ io.Writer }{w}, &relaytest.Zeros{Left: size}, make([]byte, 64<<10))
 	})
 	forBoth(b, app, func(b *testing.B, client *http.Client, url string) {
 		b.SetBytes(size)

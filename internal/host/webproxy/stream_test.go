@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/wrenn-sandbox/wrenn/internal/relay/relaytest"
 )
 
 // Events arrive one by one while the answer goes on, and the header before the first.
@@ -231,18 +233,6 @@ func TestEarlyHintsPass(t *testing.T) {
 	}
 }
 
-// zeros is a body of so many bytes that is nowhere.
-type zeros struct{ left int64 }
-
-func (z *zeros) Read(p []byte) (int, error) {
-	if z.left == 0 {
-		return 0, io.EOF
-	}
-	n := min(int64(len(p)), z.left)
-	z.left -= n
-	return int(n), nil
-}
-
 // Bodies of any size pass through a little memory.
 func TestHugeBodiesNeedLittleMemory(t *testing.T) {
 	size := int64(10 << 30)
@@ -256,7 +246,7 @@ func TestHugeBodiesNeedLittleMemory(t *testing.T) {
 			fmt.Fprint(w, n, err)
 			return
 		}
-		_, _ = io.CopyBuffer(struct{ io.Writer }{w}, &zeros{size}, make([]byte, 1<<20))
+		_, _ = io.CopyBuffer(struct{ io.Writer }{w}, &relaytest.Zeros{Left: size}, make([]byte, 1<<20))
 	}), Config{})
 	var most uint64
 	stop, stopped := make(chan struct{}), make(chan struct{})
@@ -282,7 +272,7 @@ func TestHugeBodiesNeedLittleMemory(t *testing.T) {
 	}
 	down := time.Since(began)
 	began = time.Now()
-	r := b.request(http.MethodPost, "/up", io.NopCloser(&zeros{size}))
+	r := b.request(http.MethodPost, "/up", io.NopCloser(&relaytest.Zeros{Left: size}))
 	r.ContentLength = size
 	if got := b.text(b.do(r)); got != fmt.Sprint(size, nil) && got != fmt.Sprint(size, " ", nil) {
 		t.Errorf("up: %s", got)

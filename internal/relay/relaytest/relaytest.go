@@ -220,25 +220,25 @@ func testExpect(t *testing.T, serve Serve) {
 	if got := send(t, client, http.MethodPut, address+"/take", strings.NewReader("hello"), "Expect", "100-continue"); got.status != http.StatusOK || got.body != "hello" {
 		t.Errorf("%+v", got)
 	}
-	unsent := &zeros{left: pieceSize}
+	unsent := &Zeros{pieceSize}
 	if got := send(t, client, http.MethodPut, address+"/refuse", unsent, "Expect", "100-continue"); got.status != http.StatusExpectationFailed {
 		t.Errorf("%+v", got)
 	}
-	if unsent.left != pieceSize {
-		t.Errorf("%d bytes were sent that nobody wanted", pieceSize-unsent.left)
+	if unsent.Left != pieceSize {
+		t.Errorf("%d bytes were sent that nobody wanted", pieceSize-unsent.Left)
 	}
 }
 
-// zeros is a body of so many bytes that is nowhere.
-type zeros struct{ left int64 }
+// Zeros is a body of so many bytes that is nowhere.
+type Zeros struct{ Left int64 }
 
 // Read implements io.Reader.
-func (z *zeros) Read(p []byte) (int, error) {
-	if z.left == 0 {
+func (z *Zeros) Read(p []byte) (int, error) {
+	if z.Left == 0 {
 		return 0, io.EOF
 	}
-	n := min(int64(len(p)), z.left)
-	z.left -= n
+	n := min(int64(len(p)), z.Left)
+	z.Left -= n
 	return int(n), nil
 }
 
@@ -267,7 +267,7 @@ func drain(body io.Reader) (n int64, heap uint64, err error) {
 func testLargeBodies(t *testing.T, serve Serve) {
 	address, client := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet {
-			_, _ = io.CopyBuffer(struct{ io.Writer }{w}, &zeros{bodySize}, make([]byte, pieceSize))
+			_, _ = io.CopyBuffer(struct{ io.Writer }{w}, &Zeros{bodySize}, make([]byte, pieceSize))
 			return
 		}
 		n, heap, err := drain(r.Body)
@@ -275,7 +275,7 @@ func testLargeBodies(t *testing.T, serve Serve) {
 	}))
 	runtime.GC()
 	for _, size := range []int64{bodySize, -1} { // with a length and in chunks
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodPut, address+"/", io.NopCloser(&zeros{bodySize}))
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPut, address+"/", io.NopCloser(&Zeros{bodySize}))
 		if err != nil {
 			t.Fatal(err)
 		}
