@@ -21,8 +21,8 @@ const (
 	// modelOps is how many operations a run of the model test has; WRENN_TEST_OPS makes it
 	// another number, such as thousands.
 	modelOps = 160
-	// modelRound is how many of them there are, at the same time, between two looks at
-	// everything.
+	// modelRound is how many of them there are at most, at the same time, between two looks at
+	// everything. Every second round is of one: what breaks there is that one's fault.
 	modelRound   = 8
 	modelWorkers = 4
 	// modelSandboxes bounds how many sandboxes there are.
@@ -157,18 +157,20 @@ func TestModelForReal(t *testing.T) {
 	m := &model{w: w, h: w.mustOpen(t), random: rand.New(rand.NewPCG(seed, seed)), disturbed: map[string]bool{}}
 	m.tally = newTally(m.h)
 	defer func() { w.end(t, m.h) }()
-	for done := 0; done < ops && !t.Failed(); done += modelRound {
-		m.round(t)
+	for done := 0; done < ops && !t.Failed(); done += 1 + modelRound {
+		m.round(t, 1, 1)
+		m.round(t, modelWorkers, modelRound/modelWorkers)
 	}
 }
 
-// round does some operations at the same time, perhaps lets the agent begin anew, and looks.
-func (m *model) round(t *testing.T) {
+// round has several workers do some operations each at the same time, perhaps lets the agent
+// begin anew, and looks.
+func (m *model) round(t *testing.T, workers, each int) {
 	ctx := context.WithoutCancel(t.Context())
 	var wg sync.WaitGroup
-	for range modelWorkers {
+	for range workers {
 		wg.Go(func() {
-			for range modelRound / modelWorkers {
+			for range each {
 				began := time.Now()
 				what, err := m.step(ctx)
 				t.Logf("%s (%v): %v", what, time.Since(began).Round(time.Millisecond), err)
