@@ -281,7 +281,7 @@ func TestTerminals(t *testing.T) {
 	piece := bytes.Repeat([]byte("x"), frameSize+1) // more than the host sends at once
 	play := func(s *connect.ServerStream[hostv1.ProcessEvent], replay uint64) error {
 		return errors.Join(
-			s.Send(&hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Start_{Start: &hostv1.ProcessEvent_Start{Pid: 7, ReplayBytes: replay}}}),
+			s.Send(&hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Start_{Start: &hostv1.ProcessEvent_Start{Pid: 7, ReplayBytes: replay, Offset: followed.GetFrom()}}}),
 			s.Send(&hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Terminal{Terminal: piece}}))
 	}
 	c := serve(t, &fakeHost{
@@ -306,14 +306,19 @@ func TestTerminals(t *testing.T) {
 	if ev, err := events.Next(); err != nil || ev.Kind != sandbox.Terminal || !bytes.Equal(ev.Data, piece) {
 		t.Errorf("kind %d, %d bytes, %v", ev.Kind, len(ev.Data), err)
 	}
-	started, events, err = p.Connect(t.Context(), "sb1", sandbox.Selector{Tag: "t"}, true)
+	started, events, err = p.Connect(t.Context(), "sb1", sandbox.Follow{Process: sandbox.Selector{Tag: "t"}, Replay: true})
 	if err != nil || started != (sandbox.Started{PID: 7, ReplayBytes: 9}) || !followed.GetReplay() || followed.GetSandboxId() != "sb1" {
 		t.Fatalf("%+v, %v, asked for %v", started, err, followed)
 	}
 	if ev, err := events.Next(); err != nil || ev.Kind != sandbox.Terminal {
 		t.Errorf("%d, %v", ev.Kind, err)
 	}
-	if _, _, err := p.Connect(t.Context(), "sb1", sandbox.Selector{PID: 3}, false); !fault.Is(err, fault.NotFound) {
+	from := sandbox.Offset{Stdout: 5, Stderr: 6}
+	started, _, err = p.Connect(t.Context(), "sb1", sandbox.Follow{Process: sandbox.Selector{Tag: "t"}, From: &from})
+	if err != nil || started.Offset == nil || *started.Offset != from || followed.GetReplay() {
+		t.Errorf("from %+v on: %+v, %v", from, started.Offset, err)
+	}
+	if _, _, err := p.Connect(t.Context(), "sb1", sandbox.Follow{Process: sandbox.Selector{PID: 3}}); !fault.Is(err, fault.NotFound) {
 		t.Errorf("a process that is not there: %v", err)
 	}
 	for _, in := range []sandbox.Input{{Data: []byte("in")}, {Terminal: true, Data: []byte("key")}} {

@@ -38,10 +38,12 @@ func (p *Processes) Start(ctx context.Context, id string, cmd sandbox.Command) (
 }
 
 // Connect implements sandbox.HostProcesses.
-func (p *Processes) Connect(ctx context.Context, id string, sel sandbox.Selector, replay bool) (sandbox.Started, sandbox.EventStream, error) {
-	stream, err := p.rpc.ConnectProcess(ctx, connect.NewRequest(&hostv1.ConnectProcessRequest{
-		SandboxId: id, Process: selector(sel), Replay: replay,
-	}))
+func (p *Processes) Connect(ctx context.Context, id string, f sandbox.Follow) (sandbox.Started, sandbox.EventStream, error) {
+	req := &hostv1.ConnectProcessRequest{SandboxId: id, Process: selector(f.Process), Replay: f.Replay}
+	if f.From != nil {
+		req.From = &hostv1.OutputOffset{Stdout: f.From.Stdout, Stderr: f.From.Stderr}
+	}
+	stream, err := p.rpc.ConnectProcess(ctx, connect.NewRequest(req))
 	if err != nil {
 		return sandbox.Started{}, nil, err
 	}
@@ -60,7 +62,11 @@ func follow(stream *connect.ServerStreamForClient[hostv1.ProcessEvent]) (sandbox
 		_ = stream.Close()
 		return sandbox.Started{}, nil, fault.New(fault.AgentError, "the host agent did not say that the command has started")
 	}
-	return sandbox.Started{PID: start.GetPid(), ReplayBytes: start.GetReplayBytes()}, events, nil
+	started := sandbox.Started{PID: start.GetPid(), ReplayBytes: start.GetReplayBytes()}
+	if at := start.GetOffset(); at != nil {
+		started.Offset = &sandbox.Offset{Stdout: at.GetStdout(), Stderr: at.GetStderr()}
+	}
+	return started, events, nil
 }
 
 type eventStream struct {

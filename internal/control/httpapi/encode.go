@@ -148,13 +148,19 @@ func (*terminalDialect) failed(err error, fatal bool) []byte { return failedMess
 func (*terminalDialect) ping() []byte                        { return []byte(`{"type":"ping"}`) }
 
 func startedMessage(kind string, s sandbox.Started) []byte {
+	type offset struct {
+		Stdout uint64 `json:"stdout"`
+		Stderr uint64 `json:"stderr"`
+	}
 	return marshal(struct {
 		Type string `json:"type"`
 		PID  uint32 `json:"pid"`
 		Tag  string `json:"tag,omitempty"`
 		// ReplayBytes is how much of the output that follows is of before.
 		ReplayBytes uint64 `json:"replay_bytes,omitempty"`
-	}{kind, s.PID, s.Tag, s.ReplayBytes})
+		// Offset is where that output begins.
+		Offset *offset `json:"offset,omitempty"`
+	}{kind, s.PID, s.Tag, s.ReplayBytes, (*offset)(s.Offset)})
 }
 
 func exitedMessage(e sandbox.Exit) []byte {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strconv"
 	"sync"
 	"time"
@@ -102,16 +103,38 @@ func (s *streams) terminal(w http.ResponseWriter, r *http.Request) error {
 
 // process serves …/processes/{process}/stream.
 func (s *streams) process(w http.ResponseWriter, r *http.Request) error {
-	follow := &sandbox.Follow{Process: selector(r.PathValue("process"))}
-	if given := r.URL.Query().Get("replay"); given != "" {
-		var err error
-		if follow.Replay, err = strconv.ParseBool(given); err != nil {
-			return fault.Wrap(err, fault.InvalidRequest, "parameter \"replay\" must be true or false")
-		}
+	follow, err := decodeFollow(r.PathValue("process"), r.URL.Query())
+	if err != nil {
+		return err
 	}
 	return s.serve(w, r, &commandDialect{}, func(context.Context, *websocket.Conn) (opening, error) {
-		return opening{connect: follow}, nil
+		return opening{connect: &follow}, nil
 	})
+}
+
+// decodeFollow reads what a client wants to hear of a process.
+func decodeFollow(process string, query url.Values) (sandbox.Follow, error) {
+	f := sandbox.Follow{Process: selector(process)}
+	if given := query.Get("replay"); given != "" {
+		var err error
+		if f.Replay, err = strconv.ParseBool(given); err != nil {
+			return sandbox.Follow{}, fault.Wrap(err, fault.InvalidRequest, "parameter \"replay\" must be true or false")
+		}
+	}
+	var from sandbox.Offset
+	for name, count := range map[string]*uint64{"stdout_from": &from.Stdout, "stderr_from": &from.Stderr} {
+		given := query.Get(name)
+		if given == "" {
+			continue
+		}
+		const bits = 63 // as openapi.yaml says
+		var err error
+		if *count, err = strconv.ParseUint(given, 10, bits); err != nil {
+			return sandbox.Follow{}, fault.Wrap(err, fault.InvalidRequest, "parameter %q must be a number of bytes", name)
+		}
+		f.From = &from
+	}
+	return f, nil
 }
 
 func (s *streams) serve(w http.ResponseWriter, r *http.Request, d dialect, first func(context.Context, *websocket.Conn) (opening, error)) error {

@@ -42,6 +42,8 @@ type fakeSession struct {
 	stuck bool
 	// lost is the error with which the events end when they are closed.
 	lost error
+	// offset is where the output begins.
+	offset *sandbox.Offset
 }
 
 func newSession() *fakeSession {
@@ -52,7 +54,9 @@ func newSession() *fakeSession {
 	}
 }
 
-func (*fakeSession) Started() sandbox.Started { return sandbox.Started{PID: 7, Tag: "t"} }
+func (s *fakeSession) Started() sandbox.Started {
+	return sandbox.Started{PID: 7, Tag: "t", Offset: s.offset}
+}
 
 func (s *fakeSession) Next() (sandbox.Event, error) {
 	select {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -88,15 +89,27 @@ func TestTerminalIsFoundAgain(t *testing.T) {
 }
 
 func TestProcessStream(t *testing.T) {
-	for query, replay := range map[string]bool{"": false, "?replay=true": true, "?replay=0": false} {
+	web := sandbox.Selector{Tag: "web"}
+	for query, want := range map[string]sandbox.Follow{
+		"":                                  {Process: web},
+		"?replay=true":                      {Process: web, Replay: true},
+		"?replay=0":                         {Process: web},
+		"?stdout_from=0":                    {Process: web, From: &sandbox.Offset{}},
+		"?stderr_from=7&replay=1":           {Process: web, Replay: true, From: &sandbox.Offset{Stderr: 7}},
+		"?stdout_from=4096&stderr_from=007": {Process: web, From: &sandbox.Offset{Stdout: 4096, Stderr: 7}},
+	} {
 		p := newSession()
 		s, _ := streaming(t, p)
 		var asked sandbox.Follow
 		s.processes.connect = func(f sandbox.Follow) (sandbox.Session, error) { asked = f; return p, nil }
+		start := `{"type":"start","tag":"t","pid":7}`
+		if p.offset = want.From; want.From != nil {
+			start = fmt.Sprintf(`{"type":"start","tag":"t","pid":7,"offset":{"stdout":%d,"stderr":%d}}`, want.From.Stdout, want.From.Stderr)
+		}
 		c := dialPath(t, s, processPath+query)
-		c.expect(`{"type":"start","tag":"t","pid":7}`)
-		if asked != (sandbox.Follow{Process: sandbox.Selector{Tag: "web"}, Replay: replay}) {
-			t.Errorf("asked for %+v", asked)
+		c.expect(start)
+		if diff := cmp.Diff(want, asked); diff != "" {
+			t.Errorf("%q asked for something else: %s", query, diff)
 		}
 		p.events <- sandbox.Event{Kind: sandbox.Stdout, Data: []byte("o")}
 		c.expect(`{"type":"stdout","data":"o"}`)
@@ -107,8 +120,12 @@ func TestProcessStream(t *testing.T) {
 		c.expectClose(websocket.StatusNormalClosure)
 	}
 	s, _ := streaming(t, newSession())
-	if code, message := s.do(t, "GET", processPath+"?replay=perhaps", "").failure(t); code != "invalid_request" || !strings.Contains(message, "replay") {
-		t.Error(code, message)
+	for query, says := range map[string]string{
+		"?replay=perhaps": "replay", "?stdout_from=-1": "stdout_from", "?stderr_from=1e9": "stderr_from", "?stdout_from=9223372036854775808": "stdout_from",
+	} {
+		if code, message := s.do(t, "GET", processPath+query, "").failure(t); code != "invalid_request" || !strings.Contains(message, says) {
+			t.Error(query, code, message)
+		}
 	}
 	s.processes.connect = func(sandbox.Follow) (sandbox.Session, error) {
 		return nil, fault.New(fault.NotFound, "process with tag 'web' not found")

@@ -192,7 +192,7 @@ type fakeHost struct {
 	onStart  func(cmd Command) (EventStream, error)
 	onList   func(id string)
 	// onConnect is onStart for a process that runs.
-	onConnect func(p Selector, replay bool) (EventStream, error)
+	onConnect func(f Follow) (EventStream, error)
 	signals   chan Selector
 	inputs    chan string // "" for the end
 }
@@ -341,8 +341,8 @@ func (h fakeHostProcesses) Start(_ context.Context, _ string, cmd Command) (Star
 	return Started{PID: 7}, events, err
 }
 
-func (h fakeHostProcesses) Connect(_ context.Context, _ string, p Selector, replay bool) (Started, EventStream, error) {
-	events, err := h.onConnect(p, replay)
+func (h fakeHostProcesses) Connect(_ context.Context, _ string, f Follow) (Started, EventStream, error) {
+	events, err := h.onConnect(f)
 	return Started{PID: 8, ReplayBytes: 9}, events, err
 }
 

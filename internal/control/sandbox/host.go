@@ -72,9 +72,8 @@ type HostProcesses interface {
 	// Start returns when the command has started. The process outlives the stream and
 	// ctx, which are only about its events. What it returns has no tag.
 	Start(ctx context.Context, id string, cmd Command) (Started, EventStream, error)
-	// Connect follows a process that was started before: from now on or, with replay,
-	// from the latest output that was kept of it.
-	Connect(ctx context.Context, id string, p Selector, replay bool) (Started, EventStream, error)
+	// Connect follows a process that was started before.
+	Connect(ctx context.Context, id string, f Follow) (Started, EventStream, error)
 	List(ctx context.Context, id string) ([]Process, error)
 	// SendInput returns when the process's stdin or terminal has taken all of it.
 	SendInput(ctx context.Context, id string, p Selector, in Input) error

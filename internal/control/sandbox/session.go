@@ -43,7 +43,14 @@ type Started struct {
 	Tag string // empty when the process was found by its pid
 	// ReplayBytes is how much of the output that follows is of before.
 	ReplayBytes uint64
+	// Offset is where the output that follows begins; nil when it is the latest that was
+	// kept, or the sandbox does not say.
+	Offset *Offset
 }
+
+// Offset is a place in a process's output: how many bytes of each kind came before it since
+// the process began. What a terminal shows counts as Stdout.
+type Offset struct{ Stdout, Stderr uint64 }
 
 // Open starts a command. Its session does not end with ctx, which is only about the
 // start: who opened it closes it. A command with a terminal and without a name is the
@@ -99,6 +106,9 @@ type Follow struct {
 	Process Selector
 	// Replay is whether the latest output that was kept comes first.
 	Replay bool
+	// From, unless it is nil, is from where on the output comes, as far as it was kept. It
+	// goes before Replay.
+	From *Offset
 	// Terminal is whether what is written is for the process's terminal.
 	Terminal bool
 }
@@ -112,7 +122,7 @@ func (p *Processes) Connect(ctx context.Context, id string, f Follow) (Session, 
 	}
 	s.terminal = f.Terminal
 	err = s.withinStartTime(func() (err error) {
-		s.started, s.events, err = p.host.Connect(s.life, id, f.Process, f.Replay)
+		s.started, s.events, err = p.host.Connect(s.life, id, f)
 		return err
 	})
 	if err != nil {

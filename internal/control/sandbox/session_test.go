@@ -41,9 +41,9 @@ func TestTerminalDefaults(t *testing.T) {
 func TestConnect(t *testing.T) {
 	s, store, host := newTest(t)
 	store.put(Sandbox{ID: "sb1", Status: Running})
-	host.onConnect = func(p Selector, replay bool) (EventStream, error) {
-		if p.Tag != "web" || !replay {
-			t.Errorf("connected to %+v, replay %v", p, replay)
+	host.onConnect = func(f Follow) (EventStream, error) {
+		if f != (Follow{Process: Selector{Tag: "web"}, Replay: true}) {
+			t.Errorf("connected to %+v", f)
 		}
 		return &script{events: []Event{{Kind: Exited, Exit: Exit{Code: 3}}}}, nil
 	}
@@ -60,7 +60,7 @@ func TestConnect(t *testing.T) {
 	if err := session.Close(); err != nil || s.activity.busy("sb1") {
 		t.Errorf("still in use, or %v", err)
 	}
-	host.onConnect = func(Selector, bool) (EventStream, error) { return nil, fault.New(fault.NotFound, "no such process") }
+	host.onConnect = func(Follow) (EventStream, error) { return nil, fault.New(fault.NotFound, "no such process") }
 	if _, err := s.Processes().Connect(t.Context(), "sb1", Follow{}); !fault.Is(err, fault.NotFound) || s.activity.busy("sb1") {
 		t.Errorf("%v, busy %v", err, s.activity.busy("sb1"))
 	}

@@ -72,6 +72,11 @@ func TestKeptOutputOfEndedProcessesIsBounded(t *testing.T) {
 			t.Errorf("process %d keeps %d bytes, want %d; %+v", i, r.stdout.Len(), want, r.end)
 		}
 		sub.Close()
+		sub = all[i].ReplayFrom(Position{})
+		if at, ok := sub.Begins(); !ok || at.Stdout != int64(400_000-want) {
+			t.Errorf("of process %d what is kept begins at %+v", i, at)
+		}
+		sub.Close()
 	}
 }
 

@@ -12,17 +12,14 @@ type output struct {
 	end         End // valid once over
 }
 
-// subscribe returns a subscription to what is published from now on; with replay, to what
-// is kept of the output so far and to all that follows it, of which no byte is missing and
-// none comes twice.
-func (o *output) subscribe(replay bool) *Subscription {
+// subscribe returns a subscription to what begin chooses of the output so far, and to all
+// that follows it, of which no byte is missing and none comes twice.
+func (o *output) subscribe(begin func(*Subscription, *scrollback)) *Subscription {
 	sub := newSubscription(o.forget)
 	// What is kept and who is told of a piece of output change together, see publish.
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if replay {
-		sub.begin(o.kept.replay())
-	}
+	begin(sub, &o.kept)
 	if o.over {
 		sub.push(Event{Kind: Ended, End: o.end}, nil) // has room at once
 		return sub
@@ -94,7 +91,7 @@ func (o *output) finish(end End) {
 func (o *output) forgetKept() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.kept = scrollback{}
+	o.kept = scrollback{lost: o.kept.end()}
 }
 
 // keptBytes returns how much memory the kept output takes.

@@ -56,11 +56,28 @@ func (p *Process) Signal(sig unix.Signal) error {
 
 // Subscribe returns a subscription to all that the process prints from now on and to its
 // end, also when that has already come.
-func (p *Process) Subscribe() *Subscription { return p.output.subscribe(false) }
+func (p *Process) Subscribe() *Subscription {
+	return p.output.subscribe(func(sub *Subscription, kept *scrollback) {
+		end := kept.end()
+		sub.begin(nil, &end)
+	})
+}
 
 // Replay is Subscribe with what is kept of the latest output before. Nothing is missing
-// between the two and nothing comes twice.
-func (p *Process) Replay() *Subscription { return p.output.subscribe(true) }
+// between the two and nothing comes twice. The output of a terminal comes so that it paints
+// the screen.
+func (p *Process) Replay() *Subscription {
+	return p.output.subscribe(func(sub *Subscription, kept *scrollback) { sub.begin(kept.replay(), nil) })
+}
+
+// ReplayFrom is Subscribe with all that was written since a position, or since the oldest
+// that is kept if that is later.
+func (p *Process) ReplayFrom(from Position) *Subscription {
+	return p.output.subscribe(func(sub *Subscription, kept *scrollback) {
+		events, at := kept.after(from)
+		sub.begin(events, &at)
+	})
+}
 
 // run sees the process through to its end.
 func (p *Process) run() {

@@ -2,6 +2,7 @@ package process
 
 import (
 	"bytes"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -23,11 +24,33 @@ const (
 type scrollback struct {
 	ring        []byte // its length is a power of two; it is circular once it has its full size
 	start, size int
-	runs        []run // from the oldest, sizes add up to size
-	dropped     bool  // something is kept no longer
-	modes       modes // of the terminal, at start
-	screen      Size  // of the terminal, now
-	resized     int64 // how much had been written when it became that, in bytes
+	runs        []run    // from the oldest, sizes add up to size
+	lost        Position // where what is kept begins
+	modes       modes    // of the terminal, at start
+	screen      Size     // of the terminal, now
+	resized     int64    // how much had been written when it became that, in bytes
+}
+
+// Position is a place in a process's output: so many bytes of each kind came before it since
+// the process began. There is a count for each kind, since it is only the pieces of one kind
+// that every subscriber gets in the order in which they were written. What a terminal shows
+// counts as Stdout.
+type Position struct{ Stdout, Stderr int64 }
+
+// of returns the count of a kind.
+func (p *Position) of(kind Kind) *int64 {
+	if kind == Stderr {
+		return &p.Stderr
+	}
+	return &p.Stdout
+}
+
+// within returns what is nearest to p of all that lies between two positions.
+func (p Position) within(first, last Position) Position {
+	return Position{
+		Stdout: min(max(p.Stdout, first.Stdout), last.Stdout),
+		Stderr: min(max(p.Stderr, first.Stderr), last.Stderr),
+	}
 }
 
 // run is a piece of output of one kind.
@@ -109,10 +132,19 @@ func (s *scrollback) drop(n int) {
 
 // lose takes note of output that is not kept.
 func (s *scrollback) lose(kind Kind, data []byte) {
-	s.dropped = s.dropped || len(data) > 0
+	*s.lost.of(kind) += int64(len(data))
 	if kind == Terminal {
 		s.modes.follow(data)
 	}
+}
+
+// end is the position of what comes next.
+func (s *scrollback) end() Position {
+	end := s.lost
+	for _, r := range s.runs {
+		*end.of(r.kind) += int64(r.size)
+	}
+	return end
 }
 
 // replay returns what is kept, as events. Where a terminal's output is not kept from its
@@ -120,29 +152,60 @@ func (s *scrollback) lose(kind Kind, data []byte) {
 // but at the next line or escape sequence if there is one soon; and the modes that were
 // set before, such as the alternate screen, are set first.
 func (s *scrollback) replay() []Event {
-	kept := make([]byte, 0, s.size)
-	first, second := s.pieces(s.size)
-	kept = append(append(kept, first...), second...)
+	kept := s.all()
 	var events []Event
 	for i, r := range s.runs {
 		data := kept[:r.size:r.size]
 		kept = kept[r.size:]
-		if i == 0 && r.kind == Terminal && s.dropped {
-			data = s.resume(data)
+		if i == 0 && r.kind == Terminal && s.lost != (Position{}) {
+			skip, modes := s.resume(data)
+			data = append(modes, data[skip:]...)
 		}
-		for len(data) > 0 {
-			n := min(len(data), smallBuffer)
-			events = append(events, Event{Kind: r.kind, Data: data[:n:n]})
-			data = data[n:]
-		}
+		events = appendOutput(events, r.kind, data)
 	}
 	return events
 }
 
-// resume returns data, which is the oldest that is kept, from a place at which a terminal
-// can begin to read, and before it what sets the terminal's modes as they are there.
-func (s *scrollback) resume(data []byte) []byte {
-	m, skip := s.modes, 0
+// after returns the output from a position on, as events, or from the oldest that is kept
+// if that is later; and where it begins. Unlike a replay it is what the process has written
+// and nothing else.
+func (s *scrollback) after(from Position) ([]Event, Position) {
+	missed := from.Stdout < s.lost.Stdout
+	from = from.within(s.lost, s.end())
+	kept, at := s.all(), s.lost
+	var events []Event
+	for i, r := range s.runs {
+		data := kept[:r.size:r.size]
+		kept = kept[r.size:]
+		if i == 0 && r.kind == Terminal && missed {
+			skip, _ := s.resume(data)
+			from.Stdout += int64(skip)
+		}
+		known := min(max(*from.of(r.kind)-*at.of(r.kind), 0), int64(r.size))
+		events = appendOutput(events, r.kind, data[known:])
+		*at.of(r.kind) += int64(r.size)
+	}
+	return events, from
+}
+
+// all returns a copy of what is kept.
+func (s *scrollback) all() []byte {
+	first, second := s.pieces(s.size)
+	return slices.Concat(first, second)
+}
+
+// appendOutput appends data as events of a size that clients expect.
+func appendOutput(events []Event, kind Kind, data []byte) []Event {
+	for piece := range slices.Chunk(data, smallBuffer) {
+		events = append(events, Event{Kind: kind, Data: piece})
+	}
+	return events
+}
+
+// resume returns how much of data, which is the oldest that is kept, to skip to a place at
+// which a terminal can begin to read, and what sets its modes as they are there.
+func (s *scrollback) resume(data []byte) (skip int, sequence []byte) {
+	m := s.modes
 	for m.parser.state != ground && skip < len(data) {
 		m.follow(data[skip : skip+1])
 		skip++
@@ -159,5 +222,5 @@ func (s *scrollback) resume(data []byte) []byte {
 		skip += i
 	}
 	m.fit(int(s.screen.Rows), s.resized)
-	return append(m.sequence(), data[skip:]...)
+	return skip, m.sequence()
 }

@@ -62,6 +62,80 @@ func TestScrollbackKeepsTheLatest(t *testing.T) {
 	}
 }
 
+// Whatever a client has had of each kind, it gets the rest of it and nothing twice.
+func TestScrollbackAfterAPosition(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	var s scrollback
+	written := map[Kind][]byte{}
+	write := func(size int) {
+		kind := Stdout + Kind(random.IntN(2))
+		data := make([]byte, size)
+		for i := range data {
+			data[i] = byte(random.Uint32())
+		}
+		s.write(kind, data)
+		written[kind] = append(written[kind], data...)
+	}
+	check := func(from Position) {
+		t.Helper()
+		events, at := s.after(from)
+		if want := from.within(s.lost, s.end()); at != want {
+			t.Fatalf("from %+v on it begins at %+v, want %+v", from, at, want)
+		}
+		got := map[Kind][]byte{}
+		for _, ev := range events {
+			if len(ev.Data) == 0 || len(ev.Data) > smallBuffer {
+				t.Fatalf("an event of %d bytes", len(ev.Data))
+			}
+			got[ev.Kind] = append(got[ev.Kind], ev.Data...)
+		}
+		if !bytes.Equal(got[Stdout], written[Stdout][at.Stdout:]) || !bytes.Equal(got[Stderr], written[Stderr][at.Stderr:]) {
+			t.Fatalf("from %+v on there are %d and %d bytes, and others", from, len(got[Stdout]), len(got[Stderr]))
+		}
+	}
+	check(Position{})
+	for range 300 {
+		for range random.IntN(5) {
+			write(1 + random.IntN(3*smallBuffer))
+		}
+		end := s.end()
+		if end != (Position{int64(len(written[Stdout])), int64(len(written[Stderr]))}) {
+			t.Fatalf("it ends at %+v", end)
+		}
+		check(end)
+		check(s.lost)
+		check(Position{Stdout: random.Int64N(end.Stdout + 2), Stderr: random.Int64N(end.Stderr + 2)})
+		check(Position{Stdout: end.Stdout - random.Int64N(min(end.Stdout, maxKept)+1), Stderr: end.Stderr - random.Int64N(min(end.Stderr, maxKept)+1)})
+	}
+	if s.lost.Stdout == 0 || s.lost.Stderr == 0 {
+		t.Error("all of it was kept")
+	}
+}
+
+func TestTerminalAfterAPosition(t *testing.T) {
+	var s scrollback
+	s.resize(Size{Cols: 80, Rows: 24})
+	all := "\x1b[?1049h" + strings.Repeat("0123456789abcde\n", maxKept/8)
+	s.write(Terminal, []byte(all))
+	at := func(from int64) (string, int64) {
+		var out strings.Builder
+		events, at := s.after(Position{Stdout: from})
+		for _, ev := range events {
+			out.Write(ev.Data)
+		}
+		return out.String(), at.Stdout
+	}
+	for name, from := range map[string]int64{"in the middle": int64(len(all)) - 1001, "at the oldest": s.lost.Stdout, "at the end": int64(len(all))} {
+		if got, begins := at(from); begins != from || got != all[from:] {
+			t.Errorf("%s: from %d on there are %d bytes from %d on", name, from, len(got), begins)
+		}
+	}
+	// What was missed is skipped to the beginning of a line, and nothing is made up.
+	if got, begins := at(3); begins <= s.lost.Stdout || got != all[begins:] || !strings.HasPrefix(got, "0123") {
+		t.Errorf("what was missed ends at %d: %.40q", begins, got)
+	}
+}
+
 func TestScrollbackIsSmallForLittleAndBoundedForChanges(t *testing.T) {
 	var s scrollback
 	if s.replay() != nil || s.memory() != 0 {

@@ -40,6 +40,7 @@ type Subscription struct {
 	shared              time.Duration       // sharedLimit, but for tests
 	leave               func(*Subscription) // takes it off the process's list
 	replayed            int                 // bytes that it began with
+	begins              *Position           // in the output; nil: it begins with more than that
 
 	mu      sync.Mutex
 	pending []Event
@@ -60,11 +61,12 @@ func newSubscription(leave func(*Subscription)) *Subscription {
 	}
 }
 
-// begin makes events the first that the subscription brings.
-func (s *Subscription) begin(events []Event) {
+// begin makes events the first that the subscription brings, and at the place in the output
+// where they begin, if there is one.
+func (s *Subscription) begin(events []Event, at *Position) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.pending = events
+	s.pending, s.begins = events, at
 	for _, ev := range events {
 		s.bytes += len(ev.Data)
 	}
@@ -76,6 +78,15 @@ func (s *Subscription) begin(events []Event) {
 
 // Replayed returns how many bytes of the output that Next brings are of before.
 func (s *Subscription) Replayed() int { return s.replayed }
+
+// Begins returns where in the process's output that which Next brings begins. There is no
+// such place for a Replay, which sets the modes of a terminal too.
+func (s *Subscription) Begins() (at Position, ok bool) {
+	if s.begins == nil {
+		return Position{}, false
+	}
+	return *s.begins, true
+}
 
 // Next returns the next event. After Ended it returns io.EOF. If nothing comes for idle it
 // returns an Idle event; an idle of zero waits for ever.

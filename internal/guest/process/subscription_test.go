@@ -162,7 +162,7 @@ func TestSlowReaderOfASharedTerminalIsCutOff(t *testing.T) {
 func TestComingBackBesideAStalledReader(t *testing.T) {
 	var out output
 	publish := func() { out.publish(Stdout, newBuffer(largeBuffers), largeBuffer) }
-	hung := out.subscribe(false)
+	hung := out.subscribe(func(*Subscription, *scrollback) {})
 	defer hung.Close()
 	hung.shared = 50 * time.Millisecond
 	for range maxPendingBytes / largeBuffer {
@@ -174,7 +174,7 @@ func TestComingBackBesideAStalledReader(t *testing.T) {
 		publish()
 	}()
 	eventually(t, "the output waits for room", func() bool { return len(hung.room) == 0 })
-	back := out.subscribe(false)
+	back := out.subscribe(func(*Subscription, *scrollback) {})
 	defer back.Close()
 	select {
 	case <-published:

@@ -246,6 +246,64 @@ func TestReplayIsExactWhileTheProcessPrints(t *testing.T) {
 	}
 }
 
+// A client whose connection breaks again and again gets all of the output, and none of it
+// twice, however its two streams come.
+func TestGoingOnWhereTheStreamBroke(t *testing.T) {
+	g := newGuest(t)
+	tag := "printer"
+	const lines = 20_000
+	req := as("", sh(fmt.Sprintf("read go; seq 1 %d & seq 1 %[1]d >&2; wait; exit 7", lines)))
+	req.Msg.Tag, req.Msg.Stdin = &tag, nil
+	if _, err := begin(within(t), g.process, req); err != nil {
+		t.Fatal(err)
+	}
+	input(t, g.process, byTag(tag), "go\n")
+	var stdout, stderr bytes.Buffer
+	for round, over := 0, false; !over; round++ {
+		client := g.process
+		if round%2 == 1 {
+			client = g.jsonProc
+		}
+		at := fmt.Sprintf("%d,%d", stdout.Len(), stderr.Len())
+		r, err := attach(within(t), client, byTag(tag), "Wrenn-Replay-From", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.stream.ResponseHeader().Get("Wrenn-Output-Offset"); got != at {
+			t.Fatalf("from %s on it begins at %s", at, got)
+		}
+		for range 3 {
+			if !r.next(t) {
+				break
+			}
+		}
+		stdout.Write(r.stdout.Bytes())
+		stderr.Write(r.stderr.Bytes())
+		if over = r.end != nil; over && r.end.GetExitCode() != 7 {
+			t.Errorf("it ended with %v", r.end)
+		}
+		_ = r.stream.Close()
+	}
+	for name, out := range map[string]*bytes.Buffer{"stdout": &stdout, "stderr": &stderr} {
+		for n := range lines {
+			if line, _ := takeLine(out); line != strconv.Itoa(n+1) {
+				t.Fatalf("%s: line %d is %q", name, n+1, line)
+			}
+		}
+	}
+	for _, wrong := range []string{"1", "1,", ",1", "-1,0", "1,2,3", "a,b", "9223372036854775808,0"} {
+		_, err := attach(within(t), g.process, byTag(tag), "Wrenn-Replay-From", wrong)
+		wantConnect(t, err, connect.CodeInvalidArgument, "Wrenn-Replay-From")
+	}
+	late, err := attach(within(t), g.process, byTag(tag), "Wrenn-Replay-From", "9223372036854775807,0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := late.finish(t); err != nil || late.stdout.Len() > 0 || late.stderr.Len() == 0 {
+		t.Errorf("beyond the end: %v, %d and %d bytes", err, late.stdout.Len(), late.stderr.Len())
+	}
+}
+
 func TestHundredCommandsPrintAtOnce(t *testing.T) {
 	g := newGuest(t)
 	const lines = 20_000

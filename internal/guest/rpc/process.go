@@ -3,10 +3,12 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
@@ -51,9 +53,19 @@ func (s processService) Start(ctx context.Context, req *connect.Request[processp
 // before what is to come. The E2B SDKs know no such thing and get new output only.
 const replayHeader = "Wrenn-Replay"
 
+// replayFromHeader asks Connect for the output from a position on, so that a client whose
+// connection broke goes on where that was. Its value is the bytes of stdout, or of what a
+// terminal showed, and of stderr that came before, such as "4096,0". It goes before
+// replayHeader, which clients send as well to have something of an older daemon.
+const replayFromHeader = "Wrenn-Replay-From"
+
 // replayBytesHeader says how many bytes of the output that follows are of before, so that
 // a client knows where the news begin.
 const replayBytesHeader = "Wrenn-Replay-Bytes"
+
+// outputOffsetHeader says, as replayFromHeader does, at which position the output that
+// follows begins. It is later than what was asked for when the rest is not kept any more.
+const outputOffsetHeader = "Wrenn-Output-Offset"
 
 // Connect sends the output of a process that runs, or ended lately, until it ends. The
 // client's going away, or its timeout, ends the stream and not the process.
@@ -66,13 +78,11 @@ func (s processService) Connect(ctx context.Context, req *connect.Request[proces
 	if err != nil {
 		return err
 	}
-	subscribe := p.Subscribe
-	if wantsReplay(req.Header()) {
-		subscribe = p.Replay
+	sub, err := subscribe(p, req.Header(), stream.ResponseHeader())
+	if err != nil {
+		return err
 	}
-	sub := subscribe()
 	defer sub.Close()
-	stream.ResponseHeader().Set(replayBytesHeader, strconv.Itoa(sub.Replayed()))
 	out := &processpb.ConnectResponse{}
 	return sendEvents(ctx, p, sub, keepAlive(req.Header()), func(ev *processpb.ProcessEvent) error {
 		out.Event = ev
@@ -80,7 +90,40 @@ func (s processService) Connect(ctx context.Context, req *connect.Request[proces
 	})
 }
 
-func wantsReplay(header http.Header) bool { return header.Get(replayHeader) == "true" }
+// subscribe returns the output of a process from where the headers of a request say, and
+// notes in those of the answer where that is.
+func subscribe(p *process.Process, asked, answer http.Header) (*process.Subscription, error) {
+	var sub *process.Subscription
+	switch given := asked.Get(replayFromHeader); {
+	case given != "":
+		from, err := parsePosition(given)
+		if err != nil {
+			return nil, err
+		}
+		sub = p.ReplayFrom(from)
+	case asked.Get(replayHeader) == "true":
+		sub = p.Replay()
+	default:
+		sub = p.Subscribe()
+	}
+	answer.Set(replayBytesHeader, strconv.Itoa(sub.Replayed()))
+	if at, ok := sub.Begins(); ok {
+		answer.Set(outputOffsetHeader, fmt.Sprintf("%d,%d", at.Stdout, at.Stderr))
+	}
+	return sub, nil
+}
+
+func parsePosition(text string) (process.Position, error) {
+	stdout, stderr, _ := strings.Cut(text, ",")
+	const bits = 63 // no position is negative
+	first, err := strconv.ParseUint(stdout, 10, bits)
+	second, err2 := strconv.ParseUint(stderr, 10, bits)
+	if err = errors.Join(err, err2); err != nil {
+		return process.Position{}, fault.Wrap(err, fault.InvalidRequest,
+			"the header %s must be two numbers of bytes, of stdout and stderr, such as 4096,0", replayFromHeader)
+	}
+	return process.Position{Stdout: int64(first), Stderr: int64(second)}, nil
+}
 
 // spec turns a request into what is to be run.
 func (s processService) spec(ctx context.Context, msg *processpb.StartRequest, user identity.User) (process.Spec, error) {

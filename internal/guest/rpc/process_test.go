@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -29,6 +30,7 @@ type eventStream interface {
 	Receive() bool
 	Err() error
 	Close() error
+	ResponseHeader() http.Header
 	event() *processpb.ProcessEvent
 }
 

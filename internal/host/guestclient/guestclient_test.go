@@ -301,7 +301,7 @@ func TestTerminalOutlivesItsConnection(t *testing.T) {
 	}
 	var again strings.Builder
 	var end Ended
-	err = c.Connect(t.Context(), Selector{Tag: "t"}, true, func(e Event) error {
+	err = c.Connect(t.Context(), Selector{Tag: "t"}, Replay{Kept: true}, func(e Event) error {
 		switch e := e.(type) {
 		case Started:
 			if e.PID == 0 || e.ReplayBytes != uint64(first.Len()) {
@@ -322,8 +322,14 @@ func TestTerminalOutlivesItsConnection(t *testing.T) {
 		t.Errorf("saw %q, ended %+v, %v", seen, end, err)
 	}
 	// Its end is still known, and without a replay nothing else.
-	err = c.Connect(t.Context(), Selector{Tag: "t"}, false, func(e Event) error {
-		if _, ok := e.(Output); ok {
+	whole := uint64(again.Len())
+	err = c.Connect(t.Context(), Selector{Tag: "t"}, Replay{}, func(e Event) error {
+		switch e := e.(type) {
+		case Started:
+			if e.Offset == nil || *e.Offset != (Offset{Stdout: whole}) {
+				t.Errorf("after %d bytes it began with %+v", whole, e.Offset)
+			}
+		case Output:
 			t.Errorf("a replay that nobody wanted: %v", e)
 		}
 		return nil
@@ -331,7 +337,23 @@ func TestTerminalOutlivesItsConnection(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if err := c.Connect(t.Context(), Selector{Tag: "nobody"}, false, func(Event) error { return nil }); !fault.Is(err, fault.NotFound) {
+	var rest strings.Builder
+	from := Offset{Stdout: uint64(first.Len())}
+	err = c.Connect(t.Context(), Selector{Tag: "t"}, Replay{From: &from}, func(e Event) error {
+		switch e := e.(type) {
+		case Started:
+			if e.Offset == nil || *e.Offset != from || e.ReplayBytes != whole-from.Stdout {
+				t.Errorf("from %d on it began with %+v, %+v", from.Stdout, e, e.Offset)
+			}
+		case Output:
+			rest.Write(e.Data)
+		}
+		return nil
+	})
+	if err != nil || first.String()+rest.String() != again.String() {
+		t.Errorf("%q and %q are not %q, %v", first.String(), rest.String(), again.String(), err)
+	}
+	if err := c.Connect(t.Context(), Selector{Tag: "nobody"}, Replay{}, func(Event) error { return nil }); !fault.Is(err, fault.NotFound) {
 		t.Errorf("a process that is not there: %v", err)
 	}
 }

@@ -60,6 +60,21 @@ type Started struct {
 	PID uint32
 	// ReplayBytes is how much of the output that follows is of before.
 	ReplayBytes uint64
+	// Offset is where the output that follows begins; nil when the guest does not say.
+	Offset *Offset
+}
+
+// Offset is a place in a process's output: how many bytes of each kind came before it since
+// the process began. What a terminal shows counts as Stdout.
+type Offset struct{ Stdout, Stderr uint64 }
+
+// Replay says what of a process's output so far comes before what comes from now on. Its
+// zero value is nothing.
+type Replay struct {
+	// Kept is whether it is what the guest has kept of the latest.
+	Kept bool
+	// From, unless it is nil, is from where on it is, as far as that is kept.
+	From *Offset
 }
 
 // Output is bytes that the process wrote. Data is the receiver's to keep.
@@ -101,8 +116,15 @@ const timeoutHeader = "Connect-Timeout-Ms"
 // what comes from now on.
 const replayHeader = "Wrenn-Replay"
 
-// replayBytesHeader is the guest's answer to it: how many bytes of output that is.
-const replayBytesHeader = "Wrenn-Replay-Bytes"
+// replayFromHeader asks it for the output from a place on, as two numbers: "4096,0".
+const replayFromHeader = "Wrenn-Replay-From"
+
+// replayBytesHeader and outputOffsetHeader are the guest's answer to them: how many bytes of
+// output that is, and where it begins.
+const (
+	replayBytesHeader  = "Wrenn-Replay-Bytes"
+	outputOffsetHeader = "Wrenn-Output-Offset"
+)
 
 // Start runs a command and gives its events to sink, in order, until the process has
 // ended; it returns nil after Ended. When sink or ctx fails, the process goes on.
@@ -137,13 +159,15 @@ func (p *processes) Start(ctx context.Context, cmd Command, sink func(Event) err
 	return follow(ctx, v, stream, sink)
 }
 
-// Connect gives the events of a process that was started before to sink, as Start does:
-// from now on or, with replay, from the latest output that the guest has kept. The end of
-// a process is known for a while after it.
-func (p *processes) Connect(ctx context.Context, sel Selector, replay bool, sink func(Event) error) error {
+// Connect gives the events of a process that was started before to sink, as Start does. The
+// end of a process is known for a while after it.
+func (p *processes) Connect(ctx context.Context, sel Selector, replay Replay, sink func(Event) error) error {
 	req := connect.NewRequest(&process.ConnectRequest{Process: sel.proto()})
-	if replay {
-		req.Header().Set(replayHeader, "true")
+	if replay.Kept || replay.From != nil {
+		req.Header().Set(replayHeader, "true") // all that a guest daemon of before knows
+	}
+	if from := replay.From; from != nil {
+		req.Header().Set(replayFromHeader, fmt.Sprintf("%d,%d", from.Stdout, from.Stderr))
 	}
 	req.Header().Set(pingHeader, pingInterval)
 	ctx, v := p.waits.watch(ctx, 0)
@@ -168,6 +192,7 @@ func follow[T any, M interface {
 		if started, ok := event.(Started); ok {
 			// A guest that does not say how much it replays has replayed nothing.
 			started.ReplayBytes, _ = strconv.ParseUint(stream.ResponseHeader().Get(replayBytesHeader), 10, 64)
+			started.Offset = parseOffset(stream.ResponseHeader().Get(outputOffsetHeader))
 			event = started
 		}
 		if err := sink(event); err != nil {
@@ -186,6 +211,19 @@ func follow[T any, M interface {
 		err = fault.Wrap(io.ErrUnexpectedEOF, fault.AgentError, "the sandbox broke the command's stream off")
 	}
 	return rpcError(ctx, err)
+}
+
+// parseOffset returns what the guest says, nil when it says nothing that makes sense.
+func parseOffset(text string) *Offset {
+	stdout, stderr, _ := strings.Cut(text, ",")
+	var o Offset
+	var errs [2]error
+	o.Stdout, errs[0] = strconv.ParseUint(stdout, 10, 64)
+	o.Stderr, errs[1] = strconv.ParseUint(stderr, 10, 64)
+	if errors.Join(errs[:]...) != nil {
+		return nil
+	}
+	return &o
 }
 
 // receive is Receive under a vigil.

@@ -56,7 +56,7 @@ func TestAStoppedGuestIsGivenUp(t *testing.T) {
 	nothing := func(Event) error { return nil }
 	_, _, readErr := c.ReadFile(t.Context(), file, "")
 	for call, err := range map[string]error{
-		"start": c.Start(t.Context(), shell("true"), nothing), "connect": c.Connect(t.Context(), command, false, nothing),
+		"start": c.Start(t.Context(), shell("true"), nothing), "connect": c.Connect(t.Context(), command, Replay{}, nothing),
 		"read": readErr, "write": c.WriteFile(t.Context(), file, "", strings.NewReader("x"), 1),
 	} {
 		if !fault.Is(err, fault.AgentError) || !strings.Contains(fault.MessageOf(err), "has said nothing") {

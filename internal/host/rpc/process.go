@@ -33,7 +33,11 @@ func (s *server) ConnectProcess(ctx context.Context, req *connect.Request[hostv1
 	if err != nil {
 		return err
 	}
-	return guest.Connect(ctx, fromSelector(req.Msg.GetProcess()), req.Msg.GetReplay(), func(e guestclient.Event) error {
+	replay := guestclient.Replay{Kept: req.Msg.GetReplay()}
+	if from := req.Msg.GetFrom(); from != nil {
+		replay.From = &guestclient.Offset{Stdout: from.GetStdout(), Stderr: from.GetStderr()}
+	}
+	return guest.Connect(ctx, fromSelector(req.Msg.GetProcess()), replay, func(e guestclient.Event) error {
 		return stream.Send(toProcessEvent(e))
 	})
 }
@@ -41,7 +45,11 @@ func (s *server) ConnectProcess(ctx context.Context, req *connect.Request[hostv1
 func toProcessEvent(e guestclient.Event) *hostv1.ProcessEvent {
 	switch e := e.(type) {
 	case guestclient.Started:
-		return &hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Start_{Start: &hostv1.ProcessEvent_Start{Pid: e.PID, ReplayBytes: e.ReplayBytes}}}
+		start := &hostv1.ProcessEvent_Start{Pid: e.PID, ReplayBytes: e.ReplayBytes}
+		if e.Offset != nil {
+			start.Offset = &hostv1.OutputOffset{Stdout: e.Offset.Stdout, Stderr: e.Offset.Stderr}
+		}
+		return &hostv1.ProcessEvent{Event: &hostv1.ProcessEvent_Start_{Start: start}}
 	case guestclient.Output:
 		switch e.From {
 		case guestclient.Stderr:

@@ -1968,7 +1968,9 @@ type ConnectProcessRequest struct {
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
 	Process   *ProcessSelector       `protobuf:"bytes,2,opt,name=process,proto3" json:"process,omitempty"`
 	// Whether the latest output that the guest has kept comes first.
-	Replay        bool `protobuf:"varint,3,opt,name=replay,proto3" json:"replay,omitempty"`
+	Replay bool `protobuf:"varint,3,opt,name=replay,proto3" json:"replay,omitempty"`
+	// From where on the output comes, as far as it is kept; it goes before replay.
+	From          *OutputOffset `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2024,6 +2026,67 @@ func (x *ConnectProcessRequest) GetReplay() bool {
 	return false
 }
 
+func (x *ConnectProcessRequest) GetFrom() *OutputOffset {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+// A place in a process's output: how many bytes of each kind came before it since the process
+// began. What a terminal shows counts as stdout.
+type OutputOffset struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stdout        uint64                 `protobuf:"varint,1,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr        uint64                 `protobuf:"varint,2,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutputOffset) Reset() {
+	*x = OutputOffset{}
+	mi := &file_host_v1_host_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutputOffset) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutputOffset) ProtoMessage() {}
+
+func (x *OutputOffset) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutputOffset.ProtoReflect.Descriptor instead.
+func (*OutputOffset) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *OutputOffset) GetStdout() uint64 {
+	if x != nil {
+		return x.Stdout
+	}
+	return 0
+}
+
+func (x *OutputOffset) GetStderr() uint64 {
+	if x != nil {
+		return x.Stderr
+	}
+	return 0
+}
+
 type ProcessEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
@@ -2040,7 +2103,7 @@ type ProcessEvent struct {
 
 func (x *ProcessEvent) Reset() {
 	*x = ProcessEvent{}
-	mi := &file_host_v1_host_proto_msgTypes[32]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2115,7 @@ func (x *ProcessEvent) String() string {
 func (*ProcessEvent) ProtoMessage() {}
 
 func (x *ProcessEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[32]
+	mi := &file_host_v1_host_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2128,7 @@ func (x *ProcessEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessEvent.ProtoReflect.Descriptor instead.
 func (*ProcessEvent) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{32}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ProcessEvent) GetEvent() isProcessEvent_Event {
@@ -2169,7 +2232,7 @@ type ProcessSelector struct {
 
 func (x *ProcessSelector) Reset() {
 	*x = ProcessSelector{}
-	mi := &file_host_v1_host_proto_msgTypes[33]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2181,7 +2244,7 @@ func (x *ProcessSelector) String() string {
 func (*ProcessSelector) ProtoMessage() {}
 
 func (x *ProcessSelector) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[33]
+	mi := &file_host_v1_host_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2194,7 +2257,7 @@ func (x *ProcessSelector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessSelector.ProtoReflect.Descriptor instead.
 func (*ProcessSelector) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{33}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ProcessSelector) GetSelector() isProcessSelector_Selector {
@@ -2252,7 +2315,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_host_v1_host_proto_msgTypes[34]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2264,7 +2327,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[34]
+	mi := &file_host_v1_host_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2277,7 +2340,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{34}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -2324,7 +2387,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[35]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2399,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[35]
+	mi := &file_host_v1_host_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2412,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{35}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListProcessesRequest) GetSandboxId() string {
@@ -2368,7 +2431,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2443,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[36]
+	mi := &file_host_v1_host_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,7 +2456,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{36}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -2420,7 +2483,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2432,7 +2495,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[37]
+	mi := &file_host_v1_host_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2445,7 +2508,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{37}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Port) GetPort() uint32 {
@@ -2492,7 +2555,7 @@ type ListPortsRequest struct {
 
 func (x *ListPortsRequest) Reset() {
 	*x = ListPortsRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2504,7 +2567,7 @@ func (x *ListPortsRequest) String() string {
 func (*ListPortsRequest) ProtoMessage() {}
 
 func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[38]
+	mi := &file_host_v1_host_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2517,7 +2580,7 @@ func (x *ListPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsRequest.ProtoReflect.Descriptor instead.
 func (*ListPortsRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{38}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListPortsRequest) GetSandboxId() string {
@@ -2536,7 +2599,7 @@ type ListPortsResponse struct {
 
 func (x *ListPortsResponse) Reset() {
 	*x = ListPortsResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[39]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2548,7 +2611,7 @@ func (x *ListPortsResponse) String() string {
 func (*ListPortsResponse) ProtoMessage() {}
 
 func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[39]
+	mi := &file_host_v1_host_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2561,7 +2624,7 @@ func (x *ListPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPortsResponse.ProtoReflect.Descriptor instead.
 func (*ListPortsResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{39}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListPortsResponse) GetPorts() []*Port {
@@ -2586,7 +2649,7 @@ type SendInputRequest struct {
 
 func (x *SendInputRequest) Reset() {
 	*x = SendInputRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2598,7 +2661,7 @@ func (x *SendInputRequest) String() string {
 func (*SendInputRequest) ProtoMessage() {}
 
 func (x *SendInputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[40]
+	mi := &file_host_v1_host_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2611,7 +2674,7 @@ func (x *SendInputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendInputRequest.ProtoReflect.Descriptor instead.
 func (*SendInputRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{40}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SendInputRequest) GetSandboxId() string {
@@ -2677,7 +2740,7 @@ type SendInputResponse struct {
 
 func (x *SendInputResponse) Reset() {
 	*x = SendInputResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[41]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2689,7 +2752,7 @@ func (x *SendInputResponse) String() string {
 func (*SendInputResponse) ProtoMessage() {}
 
 func (x *SendInputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[41]
+	mi := &file_host_v1_host_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2702,7 +2765,7 @@ func (x *SendInputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendInputResponse.ProtoReflect.Descriptor instead.
 func (*SendInputResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{41}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
 }
 
 type ResizeTerminalRequest struct {
@@ -2716,7 +2779,7 @@ type ResizeTerminalRequest struct {
 
 func (x *ResizeTerminalRequest) Reset() {
 	*x = ResizeTerminalRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +2791,7 @@ func (x *ResizeTerminalRequest) String() string {
 func (*ResizeTerminalRequest) ProtoMessage() {}
 
 func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[42]
+	mi := &file_host_v1_host_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +2804,7 @@ func (x *ResizeTerminalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{42}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ResizeTerminalRequest) GetSandboxId() string {
@@ -2773,7 +2836,7 @@ type ResizeTerminalResponse struct {
 
 func (x *ResizeTerminalResponse) Reset() {
 	*x = ResizeTerminalResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2785,7 +2848,7 @@ func (x *ResizeTerminalResponse) String() string {
 func (*ResizeTerminalResponse) ProtoMessage() {}
 
 func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[43]
+	mi := &file_host_v1_host_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2798,7 +2861,7 @@ func (x *ResizeTerminalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTerminalResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTerminalResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{43}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
 }
 
 type CloseStdinRequest struct {
@@ -2811,7 +2874,7 @@ type CloseStdinRequest struct {
 
 func (x *CloseStdinRequest) Reset() {
 	*x = CloseStdinRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[44]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2823,7 +2886,7 @@ func (x *CloseStdinRequest) String() string {
 func (*CloseStdinRequest) ProtoMessage() {}
 
 func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[44]
+	mi := &file_host_v1_host_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2836,7 +2899,7 @@ func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinRequest.ProtoReflect.Descriptor instead.
 func (*CloseStdinRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{44}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CloseStdinRequest) GetSandboxId() string {
@@ -2861,7 +2924,7 @@ type CloseStdinResponse struct {
 
 func (x *CloseStdinResponse) Reset() {
 	*x = CloseStdinResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[45]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2873,7 +2936,7 @@ func (x *CloseStdinResponse) String() string {
 func (*CloseStdinResponse) ProtoMessage() {}
 
 func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[45]
+	mi := &file_host_v1_host_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2886,7 +2949,7 @@ func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinResponse.ProtoReflect.Descriptor instead.
 func (*CloseStdinResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{45}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{46}
 }
 
 type SignalProcessRequest struct {
@@ -2900,7 +2963,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[46]
+	mi := &file_host_v1_host_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +2975,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[46]
+	mi := &file_host_v1_host_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +2988,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{46}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SignalProcessRequest) GetSandboxId() string {
@@ -2957,7 +3020,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[47]
+	mi := &file_host_v1_host_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +3032,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[47]
+	mi := &file_host_v1_host_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +3045,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{47}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{48}
 }
 
 type FileEntry struct {
@@ -3006,7 +3069,7 @@ type FileEntry struct {
 
 func (x *FileEntry) Reset() {
 	*x = FileEntry{}
-	mi := &file_host_v1_host_proto_msgTypes[48]
+	mi := &file_host_v1_host_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3081,7 @@ func (x *FileEntry) String() string {
 func (*FileEntry) ProtoMessage() {}
 
 func (x *FileEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[48]
+	mi := &file_host_v1_host_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3094,7 @@ func (x *FileEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEntry.ProtoReflect.Descriptor instead.
 func (*FileEntry) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{48}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *FileEntry) GetName() string {
@@ -3117,7 +3180,7 @@ type StatFileRequest struct {
 
 func (x *StatFileRequest) Reset() {
 	*x = StatFileRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[49]
+	mi := &file_host_v1_host_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3129,7 +3192,7 @@ func (x *StatFileRequest) String() string {
 func (*StatFileRequest) ProtoMessage() {}
 
 func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[49]
+	mi := &file_host_v1_host_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3142,7 +3205,7 @@ func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileRequest.ProtoReflect.Descriptor instead.
 func (*StatFileRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{49}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *StatFileRequest) GetSandboxId() string {
@@ -3175,7 +3238,7 @@ type StatFileResponse struct {
 
 func (x *StatFileResponse) Reset() {
 	*x = StatFileResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[50]
+	mi := &file_host_v1_host_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3187,7 +3250,7 @@ func (x *StatFileResponse) String() string {
 func (*StatFileResponse) ProtoMessage() {}
 
 func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[50]
+	mi := &file_host_v1_host_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3200,7 +3263,7 @@ func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileResponse.ProtoReflect.Descriptor instead.
 func (*StatFileResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{50}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *StatFileResponse) GetEntry() *FileEntry {
@@ -3223,7 +3286,7 @@ type ListDirectoryRequest struct {
 
 func (x *ListDirectoryRequest) Reset() {
 	*x = ListDirectoryRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[51]
+	mi := &file_host_v1_host_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3235,7 +3298,7 @@ func (x *ListDirectoryRequest) String() string {
 func (*ListDirectoryRequest) ProtoMessage() {}
 
 func (x *ListDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[51]
+	mi := &file_host_v1_host_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3248,7 +3311,7 @@ func (x *ListDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*ListDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{51}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListDirectoryRequest) GetSandboxId() string {
@@ -3288,7 +3351,7 @@ type ListDirectoryResponse struct {
 
 func (x *ListDirectoryResponse) Reset() {
 	*x = ListDirectoryResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[52]
+	mi := &file_host_v1_host_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3300,7 +3363,7 @@ func (x *ListDirectoryResponse) String() string {
 func (*ListDirectoryResponse) ProtoMessage() {}
 
 func (x *ListDirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[52]
+	mi := &file_host_v1_host_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3313,7 +3376,7 @@ func (x *ListDirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDirectoryResponse.ProtoReflect.Descriptor instead.
 func (*ListDirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{52}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListDirectoryResponse) GetEntries() []*FileEntry {
@@ -3334,7 +3397,7 @@ type MakeDirectoryRequest struct {
 
 func (x *MakeDirectoryRequest) Reset() {
 	*x = MakeDirectoryRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[53]
+	mi := &file_host_v1_host_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3346,7 +3409,7 @@ func (x *MakeDirectoryRequest) String() string {
 func (*MakeDirectoryRequest) ProtoMessage() {}
 
 func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[53]
+	mi := &file_host_v1_host_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3359,7 +3422,7 @@ func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*MakeDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{53}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *MakeDirectoryRequest) GetSandboxId() string {
@@ -3392,7 +3455,7 @@ type MakeDirectoryResponse struct {
 
 func (x *MakeDirectoryResponse) Reset() {
 	*x = MakeDirectoryResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[54]
+	mi := &file_host_v1_host_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3404,7 +3467,7 @@ func (x *MakeDirectoryResponse) String() string {
 func (*MakeDirectoryResponse) ProtoMessage() {}
 
 func (x *MakeDirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[54]
+	mi := &file_host_v1_host_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3417,7 +3480,7 @@ func (x *MakeDirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeDirectoryResponse.ProtoReflect.Descriptor instead.
 func (*MakeDirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{54}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *MakeDirectoryResponse) GetEntry() *FileEntry {
@@ -3439,7 +3502,7 @@ type MoveFileRequest struct {
 
 func (x *MoveFileRequest) Reset() {
 	*x = MoveFileRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[55]
+	mi := &file_host_v1_host_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3451,7 +3514,7 @@ func (x *MoveFileRequest) String() string {
 func (*MoveFileRequest) ProtoMessage() {}
 
 func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[55]
+	mi := &file_host_v1_host_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3464,7 +3527,7 @@ func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveFileRequest.ProtoReflect.Descriptor instead.
 func (*MoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{55}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *MoveFileRequest) GetSandboxId() string {
@@ -3504,7 +3567,7 @@ type MoveFileResponse struct {
 
 func (x *MoveFileResponse) Reset() {
 	*x = MoveFileResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[56]
+	mi := &file_host_v1_host_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3516,7 +3579,7 @@ func (x *MoveFileResponse) String() string {
 func (*MoveFileResponse) ProtoMessage() {}
 
 func (x *MoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[56]
+	mi := &file_host_v1_host_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3529,7 +3592,7 @@ func (x *MoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveFileResponse.ProtoReflect.Descriptor instead.
 func (*MoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{56}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *MoveFileResponse) GetEntry() *FileEntry {
@@ -3550,7 +3613,7 @@ type RemoveFileRequest struct {
 
 func (x *RemoveFileRequest) Reset() {
 	*x = RemoveFileRequest{}
-	mi := &file_host_v1_host_proto_msgTypes[57]
+	mi := &file_host_v1_host_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3562,7 +3625,7 @@ func (x *RemoveFileRequest) String() string {
 func (*RemoveFileRequest) ProtoMessage() {}
 
 func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[57]
+	mi := &file_host_v1_host_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3575,7 +3638,7 @@ func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileRequest.ProtoReflect.Descriptor instead.
 func (*RemoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{57}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RemoveFileRequest) GetSandboxId() string {
@@ -3607,7 +3670,7 @@ type RemoveFileResponse struct {
 
 func (x *RemoveFileResponse) Reset() {
 	*x = RemoveFileResponse{}
-	mi := &file_host_v1_host_proto_msgTypes[58]
+	mi := &file_host_v1_host_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3619,7 +3682,7 @@ func (x *RemoveFileResponse) String() string {
 func (*RemoveFileResponse) ProtoMessage() {}
 
 func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[58]
+	mi := &file_host_v1_host_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3632,7 +3695,7 @@ func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileResponse.ProtoReflect.Descriptor instead.
 func (*RemoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{58}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{59}
 }
 
 type GetMetricsResponse_Point struct {
@@ -3648,7 +3711,7 @@ type GetMetricsResponse_Point struct {
 
 func (x *GetMetricsResponse_Point) Reset() {
 	*x = GetMetricsResponse_Point{}
-	mi := &file_host_v1_host_proto_msgTypes[60]
+	mi := &file_host_v1_host_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3660,7 +3723,7 @@ func (x *GetMetricsResponse_Point) String() string {
 func (*GetMetricsResponse_Point) ProtoMessage() {}
 
 func (x *GetMetricsResponse_Point) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[60]
+	mi := &file_host_v1_host_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3715,7 +3778,7 @@ type SetWarmRequest_Warm struct {
 
 func (x *SetWarmRequest_Warm) Reset() {
 	*x = SetWarmRequest_Warm{}
-	mi := &file_host_v1_host_proto_msgTypes[61]
+	mi := &file_host_v1_host_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3727,7 +3790,7 @@ func (x *SetWarmRequest_Warm) String() string {
 func (*SetWarmRequest_Warm) ProtoMessage() {}
 
 func (x *SetWarmRequest_Warm) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[61]
+	mi := &file_host_v1_host_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3765,7 +3828,7 @@ type WatchSandboxesResponse_Synced struct {
 
 func (x *WatchSandboxesResponse_Synced) Reset() {
 	*x = WatchSandboxesResponse_Synced{}
-	mi := &file_host_v1_host_proto_msgTypes[62]
+	mi := &file_host_v1_host_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3777,7 +3840,7 @@ func (x *WatchSandboxesResponse_Synced) String() string {
 func (*WatchSandboxesResponse_Synced) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse_Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[62]
+	mi := &file_host_v1_host_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3797,14 +3860,16 @@ type ProcessEvent_Start struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Pid   uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
 	// How many bytes of the output that follows are of before, when a replay was asked for.
-	ReplayBytes   uint64 `protobuf:"varint,2,opt,name=replay_bytes,json=replayBytes,proto3" json:"replay_bytes,omitempty"`
+	ReplayBytes uint64 `protobuf:"varint,2,opt,name=replay_bytes,json=replayBytes,proto3" json:"replay_bytes,omitempty"`
+	// Where the output that follows begins, unless it is a replay or the guest does not say.
+	Offset        *OutputOffset `protobuf:"bytes,3,opt,name=offset,proto3" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProcessEvent_Start) Reset() {
 	*x = ProcessEvent_Start{}
-	mi := &file_host_v1_host_proto_msgTypes[64]
+	mi := &file_host_v1_host_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3816,7 +3881,7 @@ func (x *ProcessEvent_Start) String() string {
 func (*ProcessEvent_Start) ProtoMessage() {}
 
 func (x *ProcessEvent_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[64]
+	mi := &file_host_v1_host_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3829,7 +3894,7 @@ func (x *ProcessEvent_Start) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessEvent_Start.ProtoReflect.Descriptor instead.
 func (*ProcessEvent_Start) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{32, 0}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{33, 0}
 }
 
 func (x *ProcessEvent_Start) GetPid() uint32 {
@@ -3846,6 +3911,13 @@ func (x *ProcessEvent_Start) GetReplayBytes() uint64 {
 	return 0
 }
 
+func (x *ProcessEvent_Start) GetOffset() *OutputOffset {
+	if x != nil {
+		return x.Offset
+	}
+	return nil
+}
+
 type ProcessEvent_End struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The status the process exited with; -1 when a signal ended it.
@@ -3860,7 +3932,7 @@ type ProcessEvent_End struct {
 
 func (x *ProcessEvent_End) Reset() {
 	*x = ProcessEvent_End{}
-	mi := &file_host_v1_host_proto_msgTypes[65]
+	mi := &file_host_v1_host_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3872,7 +3944,7 @@ func (x *ProcessEvent_End) String() string {
 func (*ProcessEvent_End) ProtoMessage() {}
 
 func (x *ProcessEvent_End) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[65]
+	mi := &file_host_v1_host_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3885,7 +3957,7 @@ func (x *ProcessEvent_End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessEvent_End.ProtoReflect.Descriptor instead.
 func (*ProcessEvent_End) Descriptor() ([]byte, []int) {
-	return file_host_v1_host_proto_rawDescGZIP(), []int{32, 1}
+	return file_host_v1_host_proto_rawDescGZIP(), []int{33, 1}
 }
 
 func (x *ProcessEvent_End) GetExitCode() int32 {
@@ -4051,21 +4123,26 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"6\n" +
 	"\fTerminalSize\x12\x12\n" +
 	"\x04cols\x18\x01 \x01(\rR\x04cols\x12\x12\n" +
-	"\x04rows\x18\x02 \x01(\rR\x04rows\"\x88\x01\n" +
+	"\x04rows\x18\x02 \x01(\rR\x04rows\"\xb9\x01\n" +
 	"\x15ConnectProcessRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x128\n" +
 	"\aprocess\x18\x02 \x01(\v2\x1e.wrenn.host.v1.ProcessSelectorR\aprocess\x12\x16\n" +
-	"\x06replay\x18\x03 \x01(\bR\x06replay\"\xf0\x02\n" +
+	"\x06replay\x18\x03 \x01(\bR\x06replay\x12/\n" +
+	"\x04from\x18\x04 \x01(\v2\x1b.wrenn.host.v1.OutputOffsetR\x04from\">\n" +
+	"\fOutputOffset\x12\x16\n" +
+	"\x06stdout\x18\x01 \x01(\x04R\x06stdout\x12\x16\n" +
+	"\x06stderr\x18\x02 \x01(\x04R\x06stderr\"\xa5\x03\n" +
 	"\fProcessEvent\x129\n" +
 	"\x05start\x18\x01 \x01(\v2!.wrenn.host.v1.ProcessEvent.StartH\x00R\x05start\x12\x18\n" +
 	"\x06stdout\x18\x02 \x01(\fH\x00R\x06stdout\x12\x18\n" +
 	"\x06stderr\x18\x03 \x01(\fH\x00R\x06stderr\x123\n" +
 	"\x03end\x18\x04 \x01(\v2\x1f.wrenn.host.v1.ProcessEvent.EndH\x00R\x03end\x12\x1c\n" +
-	"\bterminal\x18\x05 \x01(\fH\x00R\bterminal\x1a<\n" +
+	"\bterminal\x18\x05 \x01(\fH\x00R\bterminal\x1aq\n" +
 	"\x05Start\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12!\n" +
-	"\freplay_bytes\x18\x02 \x01(\x04R\vreplayBytes\x1aW\n" +
+	"\freplay_bytes\x18\x02 \x01(\x04R\vreplayBytes\x123\n" +
+	"\x06offset\x18\x03 \x01(\v2\x1b.wrenn.host.v1.OutputOffsetR\x06offset\x1aW\n" +
 	"\x03End\x12\x1b\n" +
 	"\texit_code\x18\x01 \x01(\x05R\bexitCode\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\tR\x06signal\x12\x1b\n" +
@@ -4238,7 +4315,7 @@ func file_host_v1_host_proto_rawDescGZIP() []byte {
 }
 
 var file_host_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
+var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_host_v1_host_proto_goTypes = []any{
 	(SandboxStatus)(0),                    // 0: wrenn.host.v1.SandboxStatus
 	(Signal)(0),                           // 1: wrenn.host.v1.Signal
@@ -4275,142 +4352,145 @@ var file_host_v1_host_proto_goTypes = []any{
 	(*StartProcessRequest)(nil),           // 32: wrenn.host.v1.StartProcessRequest
 	(*TerminalSize)(nil),                  // 33: wrenn.host.v1.TerminalSize
 	(*ConnectProcessRequest)(nil),         // 34: wrenn.host.v1.ConnectProcessRequest
-	(*ProcessEvent)(nil),                  // 35: wrenn.host.v1.ProcessEvent
-	(*ProcessSelector)(nil),               // 36: wrenn.host.v1.ProcessSelector
-	(*Process)(nil),                       // 37: wrenn.host.v1.Process
-	(*ListProcessesRequest)(nil),          // 38: wrenn.host.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),         // 39: wrenn.host.v1.ListProcessesResponse
-	(*Port)(nil),                          // 40: wrenn.host.v1.Port
-	(*ListPortsRequest)(nil),              // 41: wrenn.host.v1.ListPortsRequest
-	(*ListPortsResponse)(nil),             // 42: wrenn.host.v1.ListPortsResponse
-	(*SendInputRequest)(nil),              // 43: wrenn.host.v1.SendInputRequest
-	(*SendInputResponse)(nil),             // 44: wrenn.host.v1.SendInputResponse
-	(*ResizeTerminalRequest)(nil),         // 45: wrenn.host.v1.ResizeTerminalRequest
-	(*ResizeTerminalResponse)(nil),        // 46: wrenn.host.v1.ResizeTerminalResponse
-	(*CloseStdinRequest)(nil),             // 47: wrenn.host.v1.CloseStdinRequest
-	(*CloseStdinResponse)(nil),            // 48: wrenn.host.v1.CloseStdinResponse
-	(*SignalProcessRequest)(nil),          // 49: wrenn.host.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),         // 50: wrenn.host.v1.SignalProcessResponse
-	(*FileEntry)(nil),                     // 51: wrenn.host.v1.FileEntry
-	(*StatFileRequest)(nil),               // 52: wrenn.host.v1.StatFileRequest
-	(*StatFileResponse)(nil),              // 53: wrenn.host.v1.StatFileResponse
-	(*ListDirectoryRequest)(nil),          // 54: wrenn.host.v1.ListDirectoryRequest
-	(*ListDirectoryResponse)(nil),         // 55: wrenn.host.v1.ListDirectoryResponse
-	(*MakeDirectoryRequest)(nil),          // 56: wrenn.host.v1.MakeDirectoryRequest
-	(*MakeDirectoryResponse)(nil),         // 57: wrenn.host.v1.MakeDirectoryResponse
-	(*MoveFileRequest)(nil),               // 58: wrenn.host.v1.MoveFileRequest
-	(*MoveFileResponse)(nil),              // 59: wrenn.host.v1.MoveFileResponse
-	(*RemoveFileRequest)(nil),             // 60: wrenn.host.v1.RemoveFileRequest
-	(*RemoveFileResponse)(nil),            // 61: wrenn.host.v1.RemoveFileResponse
-	nil,                                   // 62: wrenn.host.v1.CreateSandboxRequest.EnvEntry
-	(*GetMetricsResponse_Point)(nil),      // 63: wrenn.host.v1.GetMetricsResponse.Point
-	(*SetWarmRequest_Warm)(nil),           // 64: wrenn.host.v1.SetWarmRequest.Warm
-	(*WatchSandboxesResponse_Synced)(nil), // 65: wrenn.host.v1.WatchSandboxesResponse.Synced
-	nil,                                   // 66: wrenn.host.v1.StartProcessRequest.EnvsEntry
-	(*ProcessEvent_Start)(nil),            // 67: wrenn.host.v1.ProcessEvent.Start
-	(*ProcessEvent_End)(nil),              // 68: wrenn.host.v1.ProcessEvent.End
-	(*timestamppb.Timestamp)(nil),         // 69: google.protobuf.Timestamp
+	(*OutputOffset)(nil),                  // 35: wrenn.host.v1.OutputOffset
+	(*ProcessEvent)(nil),                  // 36: wrenn.host.v1.ProcessEvent
+	(*ProcessSelector)(nil),               // 37: wrenn.host.v1.ProcessSelector
+	(*Process)(nil),                       // 38: wrenn.host.v1.Process
+	(*ListProcessesRequest)(nil),          // 39: wrenn.host.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),         // 40: wrenn.host.v1.ListProcessesResponse
+	(*Port)(nil),                          // 41: wrenn.host.v1.Port
+	(*ListPortsRequest)(nil),              // 42: wrenn.host.v1.ListPortsRequest
+	(*ListPortsResponse)(nil),             // 43: wrenn.host.v1.ListPortsResponse
+	(*SendInputRequest)(nil),              // 44: wrenn.host.v1.SendInputRequest
+	(*SendInputResponse)(nil),             // 45: wrenn.host.v1.SendInputResponse
+	(*ResizeTerminalRequest)(nil),         // 46: wrenn.host.v1.ResizeTerminalRequest
+	(*ResizeTerminalResponse)(nil),        // 47: wrenn.host.v1.ResizeTerminalResponse
+	(*CloseStdinRequest)(nil),             // 48: wrenn.host.v1.CloseStdinRequest
+	(*CloseStdinResponse)(nil),            // 49: wrenn.host.v1.CloseStdinResponse
+	(*SignalProcessRequest)(nil),          // 50: wrenn.host.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),         // 51: wrenn.host.v1.SignalProcessResponse
+	(*FileEntry)(nil),                     // 52: wrenn.host.v1.FileEntry
+	(*StatFileRequest)(nil),               // 53: wrenn.host.v1.StatFileRequest
+	(*StatFileResponse)(nil),              // 54: wrenn.host.v1.StatFileResponse
+	(*ListDirectoryRequest)(nil),          // 55: wrenn.host.v1.ListDirectoryRequest
+	(*ListDirectoryResponse)(nil),         // 56: wrenn.host.v1.ListDirectoryResponse
+	(*MakeDirectoryRequest)(nil),          // 57: wrenn.host.v1.MakeDirectoryRequest
+	(*MakeDirectoryResponse)(nil),         // 58: wrenn.host.v1.MakeDirectoryResponse
+	(*MoveFileRequest)(nil),               // 59: wrenn.host.v1.MoveFileRequest
+	(*MoveFileResponse)(nil),              // 60: wrenn.host.v1.MoveFileResponse
+	(*RemoveFileRequest)(nil),             // 61: wrenn.host.v1.RemoveFileRequest
+	(*RemoveFileResponse)(nil),            // 62: wrenn.host.v1.RemoveFileResponse
+	nil,                                   // 63: wrenn.host.v1.CreateSandboxRequest.EnvEntry
+	(*GetMetricsResponse_Point)(nil),      // 64: wrenn.host.v1.GetMetricsResponse.Point
+	(*SetWarmRequest_Warm)(nil),           // 65: wrenn.host.v1.SetWarmRequest.Warm
+	(*WatchSandboxesResponse_Synced)(nil), // 66: wrenn.host.v1.WatchSandboxesResponse.Synced
+	nil,                                   // 67: wrenn.host.v1.StartProcessRequest.EnvsEntry
+	(*ProcessEvent_Start)(nil),            // 68: wrenn.host.v1.ProcessEvent.Start
+	(*ProcessEvent_End)(nil),              // 69: wrenn.host.v1.ProcessEvent.End
+	(*timestamppb.Timestamp)(nil),         // 70: google.protobuf.Timestamp
 }
 var file_host_v1_host_proto_depIdxs = []int32{
 	0,  // 0: wrenn.host.v1.Sandbox.status:type_name -> wrenn.host.v1.SandboxStatus
 	3,  // 1: wrenn.host.v1.Sandbox.resources:type_name -> wrenn.host.v1.Resources
-	69, // 2: wrenn.host.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	69, // 3: wrenn.host.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
-	69, // 4: wrenn.host.v1.Sandbox.last_active_at:type_name -> google.protobuf.Timestamp
-	69, // 5: wrenn.host.v1.Sandbox.paused_at:type_name -> google.protobuf.Timestamp
+	70, // 2: wrenn.host.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	70, // 3: wrenn.host.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
+	70, // 4: wrenn.host.v1.Sandbox.last_active_at:type_name -> google.protobuf.Timestamp
+	70, // 5: wrenn.host.v1.Sandbox.paused_at:type_name -> google.protobuf.Timestamp
 	3,  // 6: wrenn.host.v1.GetHostResponse.max_resources:type_name -> wrenn.host.v1.Resources
 	3,  // 7: wrenn.host.v1.CreateSandboxRequest.resources:type_name -> wrenn.host.v1.Resources
-	62, // 8: wrenn.host.v1.CreateSandboxRequest.env:type_name -> wrenn.host.v1.CreateSandboxRequest.EnvEntry
+	63, // 8: wrenn.host.v1.CreateSandboxRequest.env:type_name -> wrenn.host.v1.CreateSandboxRequest.EnvEntry
 	4,  // 9: wrenn.host.v1.CreateSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
 	4,  // 10: wrenn.host.v1.GetSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
 	4,  // 11: wrenn.host.v1.PauseSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
 	4,  // 12: wrenn.host.v1.ResumeSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
 	4,  // 13: wrenn.host.v1.ForkSandboxResponse.copies:type_name -> wrenn.host.v1.Sandbox
-	63, // 14: wrenn.host.v1.GetMetricsResponse.points:type_name -> wrenn.host.v1.GetMetricsResponse.Point
+	64, // 14: wrenn.host.v1.GetMetricsResponse.points:type_name -> wrenn.host.v1.GetMetricsResponse.Point
 	3,  // 15: wrenn.host.v1.Snapshot.resources:type_name -> wrenn.host.v1.Resources
-	69, // 16: wrenn.host.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	70, // 16: wrenn.host.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
 	21, // 17: wrenn.host.v1.CreateSnapshotResponse.snapshot:type_name -> wrenn.host.v1.Snapshot
 	21, // 18: wrenn.host.v1.ListSnapshotsResponse.snapshots:type_name -> wrenn.host.v1.Snapshot
-	64, // 19: wrenn.host.v1.SetWarmRequest.warm:type_name -> wrenn.host.v1.SetWarmRequest.Warm
+	65, // 19: wrenn.host.v1.SetWarmRequest.warm:type_name -> wrenn.host.v1.SetWarmRequest.Warm
 	4,  // 20: wrenn.host.v1.WatchSandboxesResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
-	65, // 21: wrenn.host.v1.WatchSandboxesResponse.synced:type_name -> wrenn.host.v1.WatchSandboxesResponse.Synced
-	66, // 22: wrenn.host.v1.StartProcessRequest.envs:type_name -> wrenn.host.v1.StartProcessRequest.EnvsEntry
+	66, // 21: wrenn.host.v1.WatchSandboxesResponse.synced:type_name -> wrenn.host.v1.WatchSandboxesResponse.Synced
+	67, // 22: wrenn.host.v1.StartProcessRequest.envs:type_name -> wrenn.host.v1.StartProcessRequest.EnvsEntry
 	33, // 23: wrenn.host.v1.StartProcessRequest.terminal:type_name -> wrenn.host.v1.TerminalSize
-	36, // 24: wrenn.host.v1.ConnectProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	67, // 25: wrenn.host.v1.ProcessEvent.start:type_name -> wrenn.host.v1.ProcessEvent.Start
-	68, // 26: wrenn.host.v1.ProcessEvent.end:type_name -> wrenn.host.v1.ProcessEvent.End
-	37, // 27: wrenn.host.v1.ListProcessesResponse.processes:type_name -> wrenn.host.v1.Process
-	40, // 28: wrenn.host.v1.ListPortsResponse.ports:type_name -> wrenn.host.v1.Port
-	36, // 29: wrenn.host.v1.SendInputRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	36, // 30: wrenn.host.v1.ResizeTerminalRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	33, // 31: wrenn.host.v1.ResizeTerminalRequest.size:type_name -> wrenn.host.v1.TerminalSize
-	36, // 32: wrenn.host.v1.CloseStdinRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	36, // 33: wrenn.host.v1.SignalProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	1,  // 34: wrenn.host.v1.SignalProcessRequest.signal:type_name -> wrenn.host.v1.Signal
-	2,  // 35: wrenn.host.v1.FileEntry.type:type_name -> wrenn.host.v1.FileType
-	69, // 36: wrenn.host.v1.FileEntry.modified_at:type_name -> google.protobuf.Timestamp
-	51, // 37: wrenn.host.v1.StatFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	51, // 38: wrenn.host.v1.ListDirectoryResponse.entries:type_name -> wrenn.host.v1.FileEntry
-	51, // 39: wrenn.host.v1.MakeDirectoryResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	51, // 40: wrenn.host.v1.MoveFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	69, // 41: wrenn.host.v1.GetMetricsResponse.Point.time:type_name -> google.protobuf.Timestamp
-	5,  // 42: wrenn.host.v1.HostService.GetHost:input_type -> wrenn.host.v1.GetHostRequest
-	7,  // 43: wrenn.host.v1.HostService.CreateSandbox:input_type -> wrenn.host.v1.CreateSandboxRequest
-	9,  // 44: wrenn.host.v1.HostService.GetSandbox:input_type -> wrenn.host.v1.GetSandboxRequest
-	11, // 45: wrenn.host.v1.HostService.DestroySandbox:input_type -> wrenn.host.v1.DestroySandboxRequest
-	13, // 46: wrenn.host.v1.HostService.PauseSandbox:input_type -> wrenn.host.v1.PauseSandboxRequest
-	15, // 47: wrenn.host.v1.HostService.ResumeSandbox:input_type -> wrenn.host.v1.ResumeSandboxRequest
-	17, // 48: wrenn.host.v1.HostService.ForkSandbox:input_type -> wrenn.host.v1.ForkSandboxRequest
-	19, // 49: wrenn.host.v1.HostService.GetMetrics:input_type -> wrenn.host.v1.GetMetricsRequest
-	22, // 50: wrenn.host.v1.HostService.CreateSnapshot:input_type -> wrenn.host.v1.CreateSnapshotRequest
-	24, // 51: wrenn.host.v1.HostService.ListSnapshots:input_type -> wrenn.host.v1.ListSnapshotsRequest
-	26, // 52: wrenn.host.v1.HostService.DeleteSnapshot:input_type -> wrenn.host.v1.DeleteSnapshotRequest
-	28, // 53: wrenn.host.v1.HostService.SetWarm:input_type -> wrenn.host.v1.SetWarmRequest
-	30, // 54: wrenn.host.v1.HostService.WatchSandboxes:input_type -> wrenn.host.v1.WatchSandboxesRequest
-	32, // 55: wrenn.host.v1.HostService.StartProcess:input_type -> wrenn.host.v1.StartProcessRequest
-	34, // 56: wrenn.host.v1.HostService.ConnectProcess:input_type -> wrenn.host.v1.ConnectProcessRequest
-	38, // 57: wrenn.host.v1.HostService.ListProcesses:input_type -> wrenn.host.v1.ListProcessesRequest
-	41, // 58: wrenn.host.v1.HostService.ListPorts:input_type -> wrenn.host.v1.ListPortsRequest
-	43, // 59: wrenn.host.v1.HostService.SendInput:input_type -> wrenn.host.v1.SendInputRequest
-	47, // 60: wrenn.host.v1.HostService.CloseStdin:input_type -> wrenn.host.v1.CloseStdinRequest
-	49, // 61: wrenn.host.v1.HostService.SignalProcess:input_type -> wrenn.host.v1.SignalProcessRequest
-	45, // 62: wrenn.host.v1.HostService.ResizeTerminal:input_type -> wrenn.host.v1.ResizeTerminalRequest
-	52, // 63: wrenn.host.v1.HostService.StatFile:input_type -> wrenn.host.v1.StatFileRequest
-	54, // 64: wrenn.host.v1.HostService.ListDirectory:input_type -> wrenn.host.v1.ListDirectoryRequest
-	56, // 65: wrenn.host.v1.HostService.MakeDirectory:input_type -> wrenn.host.v1.MakeDirectoryRequest
-	58, // 66: wrenn.host.v1.HostService.MoveFile:input_type -> wrenn.host.v1.MoveFileRequest
-	60, // 67: wrenn.host.v1.HostService.RemoveFile:input_type -> wrenn.host.v1.RemoveFileRequest
-	6,  // 68: wrenn.host.v1.HostService.GetHost:output_type -> wrenn.host.v1.GetHostResponse
-	8,  // 69: wrenn.host.v1.HostService.CreateSandbox:output_type -> wrenn.host.v1.CreateSandboxResponse
-	10, // 70: wrenn.host.v1.HostService.GetSandbox:output_type -> wrenn.host.v1.GetSandboxResponse
-	12, // 71: wrenn.host.v1.HostService.DestroySandbox:output_type -> wrenn.host.v1.DestroySandboxResponse
-	14, // 72: wrenn.host.v1.HostService.PauseSandbox:output_type -> wrenn.host.v1.PauseSandboxResponse
-	16, // 73: wrenn.host.v1.HostService.ResumeSandbox:output_type -> wrenn.host.v1.ResumeSandboxResponse
-	18, // 74: wrenn.host.v1.HostService.ForkSandbox:output_type -> wrenn.host.v1.ForkSandboxResponse
-	20, // 75: wrenn.host.v1.HostService.GetMetrics:output_type -> wrenn.host.v1.GetMetricsResponse
-	23, // 76: wrenn.host.v1.HostService.CreateSnapshot:output_type -> wrenn.host.v1.CreateSnapshotResponse
-	25, // 77: wrenn.host.v1.HostService.ListSnapshots:output_type -> wrenn.host.v1.ListSnapshotsResponse
-	27, // 78: wrenn.host.v1.HostService.DeleteSnapshot:output_type -> wrenn.host.v1.DeleteSnapshotResponse
-	29, // 79: wrenn.host.v1.HostService.SetWarm:output_type -> wrenn.host.v1.SetWarmResponse
-	31, // 80: wrenn.host.v1.HostService.WatchSandboxes:output_type -> wrenn.host.v1.WatchSandboxesResponse
-	35, // 81: wrenn.host.v1.HostService.StartProcess:output_type -> wrenn.host.v1.ProcessEvent
-	35, // 82: wrenn.host.v1.HostService.ConnectProcess:output_type -> wrenn.host.v1.ProcessEvent
-	39, // 83: wrenn.host.v1.HostService.ListProcesses:output_type -> wrenn.host.v1.ListProcessesResponse
-	42, // 84: wrenn.host.v1.HostService.ListPorts:output_type -> wrenn.host.v1.ListPortsResponse
-	44, // 85: wrenn.host.v1.HostService.SendInput:output_type -> wrenn.host.v1.SendInputResponse
-	48, // 86: wrenn.host.v1.HostService.CloseStdin:output_type -> wrenn.host.v1.CloseStdinResponse
-	50, // 87: wrenn.host.v1.HostService.SignalProcess:output_type -> wrenn.host.v1.SignalProcessResponse
-	46, // 88: wrenn.host.v1.HostService.ResizeTerminal:output_type -> wrenn.host.v1.ResizeTerminalResponse
-	53, // 89: wrenn.host.v1.HostService.StatFile:output_type -> wrenn.host.v1.StatFileResponse
-	55, // 90: wrenn.host.v1.HostService.ListDirectory:output_type -> wrenn.host.v1.ListDirectoryResponse
-	57, // 91: wrenn.host.v1.HostService.MakeDirectory:output_type -> wrenn.host.v1.MakeDirectoryResponse
-	59, // 92: wrenn.host.v1.HostService.MoveFile:output_type -> wrenn.host.v1.MoveFileResponse
-	61, // 93: wrenn.host.v1.HostService.RemoveFile:output_type -> wrenn.host.v1.RemoveFileResponse
-	68, // [68:94] is the sub-list for method output_type
-	42, // [42:68] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	37, // 24: wrenn.host.v1.ConnectProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	35, // 25: wrenn.host.v1.ConnectProcessRequest.from:type_name -> wrenn.host.v1.OutputOffset
+	68, // 26: wrenn.host.v1.ProcessEvent.start:type_name -> wrenn.host.v1.ProcessEvent.Start
+	69, // 27: wrenn.host.v1.ProcessEvent.end:type_name -> wrenn.host.v1.ProcessEvent.End
+	38, // 28: wrenn.host.v1.ListProcessesResponse.processes:type_name -> wrenn.host.v1.Process
+	41, // 29: wrenn.host.v1.ListPortsResponse.ports:type_name -> wrenn.host.v1.Port
+	37, // 30: wrenn.host.v1.SendInputRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	37, // 31: wrenn.host.v1.ResizeTerminalRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	33, // 32: wrenn.host.v1.ResizeTerminalRequest.size:type_name -> wrenn.host.v1.TerminalSize
+	37, // 33: wrenn.host.v1.CloseStdinRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	37, // 34: wrenn.host.v1.SignalProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	1,  // 35: wrenn.host.v1.SignalProcessRequest.signal:type_name -> wrenn.host.v1.Signal
+	2,  // 36: wrenn.host.v1.FileEntry.type:type_name -> wrenn.host.v1.FileType
+	70, // 37: wrenn.host.v1.FileEntry.modified_at:type_name -> google.protobuf.Timestamp
+	52, // 38: wrenn.host.v1.StatFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	52, // 39: wrenn.host.v1.ListDirectoryResponse.entries:type_name -> wrenn.host.v1.FileEntry
+	52, // 40: wrenn.host.v1.MakeDirectoryResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	52, // 41: wrenn.host.v1.MoveFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	70, // 42: wrenn.host.v1.GetMetricsResponse.Point.time:type_name -> google.protobuf.Timestamp
+	35, // 43: wrenn.host.v1.ProcessEvent.Start.offset:type_name -> wrenn.host.v1.OutputOffset
+	5,  // 44: wrenn.host.v1.HostService.GetHost:input_type -> wrenn.host.v1.GetHostRequest
+	7,  // 45: wrenn.host.v1.HostService.CreateSandbox:input_type -> wrenn.host.v1.CreateSandboxRequest
+	9,  // 46: wrenn.host.v1.HostService.GetSandbox:input_type -> wrenn.host.v1.GetSandboxRequest
+	11, // 47: wrenn.host.v1.HostService.DestroySandbox:input_type -> wrenn.host.v1.DestroySandboxRequest
+	13, // 48: wrenn.host.v1.HostService.PauseSandbox:input_type -> wrenn.host.v1.PauseSandboxRequest
+	15, // 49: wrenn.host.v1.HostService.ResumeSandbox:input_type -> wrenn.host.v1.ResumeSandboxRequest
+	17, // 50: wrenn.host.v1.HostService.ForkSandbox:input_type -> wrenn.host.v1.ForkSandboxRequest
+	19, // 51: wrenn.host.v1.HostService.GetMetrics:input_type -> wrenn.host.v1.GetMetricsRequest
+	22, // 52: wrenn.host.v1.HostService.CreateSnapshot:input_type -> wrenn.host.v1.CreateSnapshotRequest
+	24, // 53: wrenn.host.v1.HostService.ListSnapshots:input_type -> wrenn.host.v1.ListSnapshotsRequest
+	26, // 54: wrenn.host.v1.HostService.DeleteSnapshot:input_type -> wrenn.host.v1.DeleteSnapshotRequest
+	28, // 55: wrenn.host.v1.HostService.SetWarm:input_type -> wrenn.host.v1.SetWarmRequest
+	30, // 56: wrenn.host.v1.HostService.WatchSandboxes:input_type -> wrenn.host.v1.WatchSandboxesRequest
+	32, // 57: wrenn.host.v1.HostService.StartProcess:input_type -> wrenn.host.v1.StartProcessRequest
+	34, // 58: wrenn.host.v1.HostService.ConnectProcess:input_type -> wrenn.host.v1.ConnectProcessRequest
+	39, // 59: wrenn.host.v1.HostService.ListProcesses:input_type -> wrenn.host.v1.ListProcessesRequest
+	42, // 60: wrenn.host.v1.HostService.ListPorts:input_type -> wrenn.host.v1.ListPortsRequest
+	44, // 61: wrenn.host.v1.HostService.SendInput:input_type -> wrenn.host.v1.SendInputRequest
+	48, // 62: wrenn.host.v1.HostService.CloseStdin:input_type -> wrenn.host.v1.CloseStdinRequest
+	50, // 63: wrenn.host.v1.HostService.SignalProcess:input_type -> wrenn.host.v1.SignalProcessRequest
+	46, // 64: wrenn.host.v1.HostService.ResizeTerminal:input_type -> wrenn.host.v1.ResizeTerminalRequest
+	53, // 65: wrenn.host.v1.HostService.StatFile:input_type -> wrenn.host.v1.StatFileRequest
+	55, // 66: wrenn.host.v1.HostService.ListDirectory:input_type -> wrenn.host.v1.ListDirectoryRequest
+	57, // 67: wrenn.host.v1.HostService.MakeDirectory:input_type -> wrenn.host.v1.MakeDirectoryRequest
+	59, // 68: wrenn.host.v1.HostService.MoveFile:input_type -> wrenn.host.v1.MoveFileRequest
+	61, // 69: wrenn.host.v1.HostService.RemoveFile:input_type -> wrenn.host.v1.RemoveFileRequest
+	6,  // 70: wrenn.host.v1.HostService.GetHost:output_type -> wrenn.host.v1.GetHostResponse
+	8,  // 71: wrenn.host.v1.HostService.CreateSandbox:output_type -> wrenn.host.v1.CreateSandboxResponse
+	10, // 72: wrenn.host.v1.HostService.GetSandbox:output_type -> wrenn.host.v1.GetSandboxResponse
+	12, // 73: wrenn.host.v1.HostService.DestroySandbox:output_type -> wrenn.host.v1.DestroySandboxResponse
+	14, // 74: wrenn.host.v1.HostService.PauseSandbox:output_type -> wrenn.host.v1.PauseSandboxResponse
+	16, // 75: wrenn.host.v1.HostService.ResumeSandbox:output_type -> wrenn.host.v1.ResumeSandboxResponse
+	18, // 76: wrenn.host.v1.HostService.ForkSandbox:output_type -> wrenn.host.v1.ForkSandboxResponse
+	20, // 77: wrenn.host.v1.HostService.GetMetrics:output_type -> wrenn.host.v1.GetMetricsResponse
+	23, // 78: wrenn.host.v1.HostService.CreateSnapshot:output_type -> wrenn.host.v1.CreateSnapshotResponse
+	25, // 79: wrenn.host.v1.HostService.ListSnapshots:output_type -> wrenn.host.v1.ListSnapshotsResponse
+	27, // 80: wrenn.host.v1.HostService.DeleteSnapshot:output_type -> wrenn.host.v1.DeleteSnapshotResponse
+	29, // 81: wrenn.host.v1.HostService.SetWarm:output_type -> wrenn.host.v1.SetWarmResponse
+	31, // 82: wrenn.host.v1.HostService.WatchSandboxes:output_type -> wrenn.host.v1.WatchSandboxesResponse
+	36, // 83: wrenn.host.v1.HostService.StartProcess:output_type -> wrenn.host.v1.ProcessEvent
+	36, // 84: wrenn.host.v1.HostService.ConnectProcess:output_type -> wrenn.host.v1.ProcessEvent
+	40, // 85: wrenn.host.v1.HostService.ListProcesses:output_type -> wrenn.host.v1.ListProcessesResponse
+	43, // 86: wrenn.host.v1.HostService.ListPorts:output_type -> wrenn.host.v1.ListPortsResponse
+	45, // 87: wrenn.host.v1.HostService.SendInput:output_type -> wrenn.host.v1.SendInputResponse
+	49, // 88: wrenn.host.v1.HostService.CloseStdin:output_type -> wrenn.host.v1.CloseStdinResponse
+	51, // 89: wrenn.host.v1.HostService.SignalProcess:output_type -> wrenn.host.v1.SignalProcessResponse
+	47, // 90: wrenn.host.v1.HostService.ResizeTerminal:output_type -> wrenn.host.v1.ResizeTerminalResponse
+	54, // 91: wrenn.host.v1.HostService.StatFile:output_type -> wrenn.host.v1.StatFileResponse
+	56, // 92: wrenn.host.v1.HostService.ListDirectory:output_type -> wrenn.host.v1.ListDirectoryResponse
+	58, // 93: wrenn.host.v1.HostService.MakeDirectory:output_type -> wrenn.host.v1.MakeDirectoryResponse
+	60, // 94: wrenn.host.v1.HostService.MoveFile:output_type -> wrenn.host.v1.MoveFileResponse
+	62, // 95: wrenn.host.v1.HostService.RemoveFile:output_type -> wrenn.host.v1.RemoveFileResponse
+	70, // [70:96] is the sub-list for method output_type
+	44, // [44:70] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_host_v1_host_proto_init() }
@@ -4422,18 +4502,18 @@ func file_host_v1_host_proto_init() {
 		(*WatchSandboxesResponse_Sandbox)(nil),
 		(*WatchSandboxesResponse_Synced_)(nil),
 	}
-	file_host_v1_host_proto_msgTypes[32].OneofWrappers = []any{
+	file_host_v1_host_proto_msgTypes[33].OneofWrappers = []any{
 		(*ProcessEvent_Start_)(nil),
 		(*ProcessEvent_Stdout)(nil),
 		(*ProcessEvent_Stderr)(nil),
 		(*ProcessEvent_End_)(nil),
 		(*ProcessEvent_Terminal)(nil),
 	}
-	file_host_v1_host_proto_msgTypes[33].OneofWrappers = []any{
+	file_host_v1_host_proto_msgTypes[34].OneofWrappers = []any{
 		(*ProcessSelector_Pid)(nil),
 		(*ProcessSelector_Tag)(nil),
 	}
-	file_host_v1_host_proto_msgTypes[40].OneofWrappers = []any{
+	file_host_v1_host_proto_msgTypes[41].OneofWrappers = []any{
 		(*SendInputRequest_Stdin)(nil),
 		(*SendInputRequest_Terminal)(nil),
 	}
@@ -4443,7 +4523,7 @@ func file_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_v1_host_proto_rawDesc), len(file_host_v1_host_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   66,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
