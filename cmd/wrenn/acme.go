@@ -19,24 +19,25 @@ type acmeNames interface {
 	Allow(ctx context.Context, name string, stored bool) error
 }
 
-// acmeConfig speaks TLS with certificates that are obtained by ACME when somebody first
-// asks for a name, and renewed. The authority proves by the listener on port that the name
-// is ours, and reaches it at port 443. Nobody gets a certificate for a name under which
-// there is nothing: others would spend what the authority allows us.
-func (o *tlsOptions) acmeConfig(dataDir string, port int, names acmeNames, log *slog.Logger) (config *tls.Config, stop func()) {
-	var magic *certmagic.Config
-	var issuer *certmagic.ACMEIssuer
-	storage := &certmagic.FileStorage{Path: filepath.Join(dataDir, "acme")}
-	cache := certmagic.NewCache(certmagic.CacheOptions{
-		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) { return magic, nil },
+// issuing obtains certificates by ACME, keeps them in the data directory and renews them.
+type issuing struct {
+	magic  *certmagic.Config
+	issuer *certmagic.ACMEIssuer
+	cache  *certmagic.Cache
+}
+
+// newIssuing returns what issues from the authority of the flags. challenge says how it is
+// shown that a name is ours.
+func (o *tlsOptions) newIssuing(dataDir string, onDemand *certmagic.OnDemandConfig, challenge certmagic.ACMEIssuer, log *slog.Logger) *issuing {
+	i := &issuing{}
+	i.cache = certmagic.NewCache(certmagic.CacheOptions{
+		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) { return i.magic, nil },
 		Logger:           zap.NewNop(),
 	})
-	magic = certmagic.New(cache, certmagic.Config{
-		Storage: storage,
-		OnDemand: &certmagic.OnDemandConfig{DecisionFunc: func(ctx context.Context, name string) error {
-			return names.Allow(ctx, name, storage.Exists(ctx, certmagic.StorageKeys.SiteCert(issuer.IssuerKey(), name)))
-		}},
-		Logger: zap.NewNop(),
+	i.magic = certmagic.New(i.cache, certmagic.Config{
+		Storage:  &certmagic.FileStorage{Path: filepath.Join(dataDir, "acme")},
+		OnDemand: onDemand,
+		Logger:   zap.NewNop(),
 		OnEvent: func(ctx context.Context, event string, data map[string]any) error {
 			switch event {
 			case "cert_obtained":
@@ -47,20 +48,47 @@ func (o *tlsOptions) acmeConfig(dataDir string, port int, names acmeNames, log *
 			return nil
 		},
 	})
-	issuer = certmagic.NewACMEIssuer(magic, certmagic.ACMEIssuer{
-		CA: o.acmeCA, Email: o.acmeEmail, Agreed: true, AltTLSALPNPort: port, DisableHTTPChallenge: true, Logger: zap.NewNop(),
-	})
-	magic.Issuers = []certmagic.Issuer{issuer}
-	config = magic.TLSConfig()
+	challenge.CA, challenge.Email, challenge.Agreed, challenge.Logger = o.acmeCA, o.acmeEmail, true, zap.NewNop()
+	i.issuer = certmagic.NewACMEIssuer(i.magic, challenge)
+	i.magic.Issuers = []certmagic.Issuer{i.issuer}
+	return i
+}
+
+// isStored reports whether there is a certificate for a name.
+func (i *issuing) isStored(ctx context.Context, name string) bool {
+	return i.magic.Storage.Exists(ctx, certmagic.StorageKeys.SiteCert(i.issuer.IssuerKey(), name))
+}
+
+// config speaks TLS with the certificates that there are, and the protocols.
+func (i *issuing) config(protocols ...string) *tls.Config {
+	config := i.magic.TLSConfig()
 	config.MinVersion = tls.VersionTLS12
-	config.NextProtos = []string{"h2", "http/1.1", acmez.ACMETLS1Protocol}
+	config.NextProtos = protocols
 	config.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		if hello.ServerName == "" {
 			return nil, errNoName
 		}
-		return magic.GetCertificate(hello)
+		return i.magic.GetCertificate(hello)
 	}
-	return config, cache.Stop
+	return config
+}
+
+// The protocols that are spoken over TLS.
+const (
+	protocolHTTP2 = "h2"
+	protocolHTTP1 = "http/1.1"
+)
+
+// acmeConfig speaks TLS with certificates that are obtained by ACME when somebody first
+// asks for a name, and renewed. The authority proves by the listener on port that the name
+// is ours, and reaches it at port 443. Nobody gets a certificate for a name under which
+// there is nothing: others would spend what the authority allows us.
+func (o *tlsOptions) acmeConfig(dataDir string, port int, names acmeNames, log *slog.Logger) (config *tls.Config, stop func()) {
+	var i *issuing
+	i = o.newIssuing(dataDir, &certmagic.OnDemandConfig{DecisionFunc: func(ctx context.Context, name string) error {
+		return names.Allow(ctx, name, i.isStored(ctx, name))
+	}}, certmagic.ACMEIssuer{AltTLSALPNPort: port, DisableHTTPChallenge: true}, log)
+	return i.config(protocolHTTP2, protocolHTTP1, acmez.ACMETLS1Protocol), i.cache.Stop
 }
 
 // errNoName is that a client has not said whom it wants.

@@ -22,6 +22,8 @@ type tlsOptions struct {
 	acmeEmail, acmeCA string
 	// acmeNames is for how many new ports a week certificates are obtained; 0: for all.
 	acmeNames int
+	// dns is how they are obtained for all names at once.
+	dns dnsOptions
 }
 
 // defaultACMENames leaves something of Let's Encrypt's 50 names a week for the domain's other
@@ -36,6 +38,7 @@ func (o *tlsOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.acmeEmail, "acme-email", "", "address at which the certificate authority may write to you")
 	f.IntVar(&o.acmeNames, "acme-names", defaultACMENames, "for how many new ports of sandboxes a week certificates are obtained; 0: for all")
 	f.StringVar(&o.acmeCA, "acme-ca", certmagic.LetsEncryptProductionCA, "directory of the certificate authority")
+	o.dns.addFlags(f)
 }
 
 // check says which flag is wrong.
@@ -43,16 +46,19 @@ func (o *tlsOptions) check() error {
 	if (o.cert == "") != (o.key == "") {
 		return fault.New(fault.InvalidRequest, "--tls-cert and --tls-key go together; name both or neither")
 	}
-	if o.acme && o.cert != "" {
+	if o.byACME() && o.cert != "" {
 		return fault.New(fault.InvalidRequest, "--acme and --tls-cert exclude each other; name one of them")
 	}
 	if o.acmeNames < 0 {
 		return fault.New(fault.InvalidRequest, "--acme-names is %d; it must be 0 or more", o.acmeNames)
 	}
-	return nil
+	return o.dns.check()
 }
 
-func (o *tlsOptions) enabled() bool { return o.cert != "" || o.acme }
+func (o *tlsOptions) enabled() bool { return o.cert != "" || o.byACME() }
+
+// byACME reports whether certificates are obtained, for each name or for all at once.
+func (o *tlsOptions) byACME() bool { return o.acme || o.dns.enabled() }
 
 func (o *tlsOptions) scheme() string {
 	if o.enabled() {

@@ -84,10 +84,28 @@ func TestCertificateIsReadAgain(t *testing.T) {
 }
 
 func TestTLSFlags(t *testing.T) {
-	for _, bad := range []tlsOptions{{cert: "x"}, {key: "x"}, {cert: "x", key: "x", acme: true}, {acmeNames: -1}} {
+	for _, bad := range []tlsOptions{
+		{cert: "x"}, {key: "x"}, {cert: "x", key: "x", acme: true}, {acmeNames: -1},
+		{dns: dnsOptions{by: "cloud", server: "x", keyFile: "y"}}, {dns: dnsOptions{by: dnsByUpdates, server: "x"}}, {dns: dnsOptions{server: "x"}},
+		{dns: dnsOptions{by: dnsByUpdates, server: "x", keyFile: "/nonexistent/key"}}, {cert: "x", key: "x", dns: dnsOptions{by: dnsByUpdates}},
+	} {
 		if err := bad.check(); !fault.Is(err, fault.InvalidRequest) {
 			t.Errorf("%+v: %v", bad, err)
 		}
+	}
+	open := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(open, []byte("hmac-sha256:acme:c2VjcmV0"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := tlsOptions{dns: dnsOptions{by: dnsByUpdates, server: "x", keyFile: open}}
+	if err := o.check(); err != nil {
+		t.Error(err)
+	}
+	if err := os.Chmod(open, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.check(); !fault.Is(err, fault.InvalidRequest) {
+		t.Errorf("a key that everybody may read: %v", err)
 	}
 	missing := tlsOptions{cert: "/nonexistent/cert", key: "/nonexistent/key"}
 	if _, err := missing.config(slog.New(slog.DiscardHandler)); !fault.Is(err, fault.InvalidRequest) {

@@ -109,7 +109,7 @@ func (o *upOptions) resolve() error {
 	if o.imageDir, err = filepath.Abs(o.imageDir); err != nil {
 		return err
 	}
-	if o.tls.acme && (o.domain == "" || o.domain == defaultDomain) {
+	if o.tls.byACME() && (o.domain == "" || o.domain == defaultDomain) {
 		return fault.New(fault.InvalidRequest, "--acme needs a domain of yours; name it with --domain")
 	}
 	o.host.dataDir, o.host.imageDir = o.dataDir, o.imageDir
@@ -163,7 +163,7 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, control.close()) }()
-	web, err := serveWeb(o, control, listener, paths, log)
+	web, err := serveWeb(ctx, o, control, listener, paths, log)
 	if err != nil {
 		return err
 	}

@@ -65,11 +65,7 @@ func listenForPaths(ctx context.Context, o upOptions, api net.Addr) (pathListene
 func (o *upOptions) origin(addr net.Addr) string {
 	at := reachable(addr)
 	if _, port, err := net.SplitHostPort(at); err == nil && o.tls.enabled() && o.domain != "" {
-		name := o.domain
-		if host, _, err := net.SplitHostPort(o.domain); err == nil {
-			name = host
-		}
-		at = net.JoinHostPort(name, port)
+		at = net.JoinHostPort(hostOf(o.domain), port)
 	}
 	return o.tls.scheme() + "://" + at
 }
@@ -86,7 +82,7 @@ type webServers struct {
 }
 
 // serveWeb serves the API, with the ports of sandboxes by name, and those by path.
-func serveWeb(o upOptions, control *controlFloor, api net.Listener, paths pathListener, log *slog.Logger) (*webServers, error) {
+func serveWeb(ctx context.Context, o upOptions, control *controlFloor, api net.Listener, paths pathListener, log *slog.Logger) (*webServers, error) {
 	origin := ""
 	if paths.Listener != nil {
 		origin = o.origin(paths.Addr())
@@ -106,6 +102,8 @@ func serveWeb(o upOptions, control *controlFloor, api net.Listener, paths pathLi
 	}
 	var config *tls.Config
 	switch {
+	case o.tls.dns.enabled():
+		config, w.stopTLS = o.tls.wildcardConfig(ctx, o.dataDir, hostOf(o.domain), log)
 	case o.tls.acme:
 		n := 0
 		if tcp, ok := api.Addr().(*net.TCPAddr); ok {

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/wrenn-sandbox/wrenn/internal/control/dnsupdate/zonetest"
 	"github.com/wrenn-sandbox/wrenn/internal/testenv"
 )
 
@@ -38,7 +39,7 @@ const (
 // Certificates are obtained for the domain and for ports of sandboxes that there are, when
 // somebody first asks, and for nothing else.
 func TestCertificatesAreObtained(t *testing.T) {
-	s := startServer(t, startAuthority(t))
+	s := startServer(t, startAuthority(t, zonetest.Start(t, domain).Address), "--acme")
 	var ready string
 	s.eventually(t, startLimit, func() (err error) {
 		ready, err = s.get(t, domain, "/readyz")
@@ -79,8 +80,8 @@ type server struct {
 	client    *http.Client
 }
 
-// startServer starts one that is stopped when the test ends.
-func startServer(t *testing.T, a *authority) *server {
+// startServer starts one, with flags, that is stopped when the test ends.
+func startServer(t *testing.T, a *authority, flags ...string) *server {
 	t.Helper()
 	s := &server{authority: a, dir: t.TempDir(), address: a.serverAddress, exited: make(chan struct{})}
 	log, err := os.Create(filepath.Join(s.dir, "up.log"))
@@ -88,8 +89,8 @@ func startServer(t *testing.T, a *authority) *server {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(testenv.Bin(t, "wrenn"), "up", "--data-dir", filepath.Join(s.dir, "data"), "--image-dir", testenv.Images(t),
-		"--listen", s.address, "--proxy-listen", "none", "--on-stop", "kill", "--domain", domain, "--acme", "--acme-ca", a.directory)
+	cmd := exec.Command(testenv.Bin(t, "wrenn"), append([]string{"up", "--data-dir", filepath.Join(s.dir, "data"), "--image-dir", testenv.Images(t),
+		"--listen", s.address, "--proxy-listen", "none", "--on-stop", "kill", "--domain", domain, "--acme-ca", a.directory}, flags...)...)
 	cmd.Env = append(os.Environ(), "HOME="+s.dir, "XDG_CONFIG_HOME=", "SSL_CERT_FILE="+a.certificate)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}

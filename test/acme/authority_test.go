@@ -20,8 +20,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/wrenn-sandbox/wrenn/internal/testenv"
 )
 
@@ -37,8 +35,9 @@ type authority struct {
 	client        *http.Client
 }
 
-// startAuthority starts one that is stopped when the test ends.
-func startAuthority(t *testing.T) *authority {
+// startAuthority starts one that is stopped when the test ends, and that looks names up at an
+// address.
+func startAuthority(t *testing.T, names string) *authority {
 	t.Helper()
 	a := &authority{dir: t.TempDir()}
 	a.certificate = filepath.Join(a.dir, "cert.pem")
@@ -73,7 +72,7 @@ func startAuthority(t *testing.T) *authority {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.CommandContext(t.Context(), testenv.Bin(t, filepath.Join("tools", "pebble")), "-config", settings, "-strict", "-dnsserver", serveNames(t))
+	cmd := exec.CommandContext(t.Context(), testenv.Bin(t, filepath.Join("tools", "pebble")), "-config", settings, "-strict", "-dnsserver", names)
 	// Otherwise it takes its time and refuses good requests now and then, to harden clients.
 	cmd.Env = append(os.Environ(), "PEBBLE_VA_NOSLEEP=1", "PEBBLE_WFE_NONCEREJECT=0")
 	cmd.Stdout, cmd.Stderr = log, log
@@ -96,39 +95,6 @@ func (a *authority) said(t *testing.T) string {
 		t.Error(err)
 	}
 	return string(text)
-}
-
-// serveNames answers questions for the address of any name with this machine's, and returns
-// where.
-func serveNames(t *testing.T) string {
-	t.Helper()
-	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0") // Pebble asks by TCP
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &dns.Server{Listener: listener, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, question *dns.Msg) {
-		answer := new(dns.Msg).SetReply(question)
-		for _, q := range question.Question {
-			if q.Qtype == dns.TypeA {
-				header := dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET}
-				answer.Answer = append(answer.Answer, &dns.A{Hdr: header, A: net.IPv4(127, 0, 0, 1)})
-			}
-		}
-		_ = w.WriteMsg(answer) // who asked asks again
-	})}
-	started, served := make(chan struct{}), make(chan error, 1)
-	server.NotifyStartedFunc = func() { close(started) }
-	go func() { served <- server.ActivateAndServe() }()
-	<-started
-	t.Cleanup(func() {
-		if err := server.Shutdown(); err != nil {
-			t.Error(err)
-		}
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	})
-	return listener.Addr().String()
 }
 
 // writeOwnCertificate makes a certificate for this machine that vouches for itself.

@@ -13,7 +13,7 @@ var contracts = []string{"api", "proto/host", "proto/guest"}
 var leaves = append([]string{"internal/fault", "internal/atomicfile", "internal/meminfo", "internal/webroute", "internal/relay"}, forTests...)
 
 // forTests are leaves that only tests may import.
-var forTests = []string{"internal/testenv", "internal/relay/relaytest"}
+var forTests = []string{"internal/testenv", "internal/relay/relaytest", "internal/control/dnsupdate/zonetest"}
 
 // room is a part of the tree and what it may import of the rest of the module, besides
 // itself.
