@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"strconv"
@@ -229,10 +230,13 @@ func (s *fakeServer) signal(w http.ResponseWriter, r *http.Request) error {
 }
 
 // follow serves …/processes/{process}/stream: "web" has printed and goes on to print, and
-// "done" ended with 3.
+// "done" ended with 3. What the others do is in followBroken.
 func (s *fakeServer) follow(w http.ResponseWriter, r *http.Request) error {
 	if _, err := s.find(r); err != nil {
 		return err
+	}
+	if r.PathValue("process") == "43" && s.refuseOnce() {
+		return fault.New(fault.HostUnavailable, "the host is away")
 	}
 	conn, err := websocket.Accept(w, r, nil)
 	if err != nil {
@@ -241,6 +245,9 @@ func (s *fakeServer) follow(w http.ResponseWriter, r *http.Request) error {
 	defer conn.CloseNow()
 	ctx := conn.CloseRead(context.Background())
 	name := r.PathValue("process")
+	if s.followBroken(conn, name, r.URL.Query()) {
+		return nil
+	}
 	if name != "web" && name != "done" {
 		tell(conn, map[string]any{"type": "error", "code": "not_found", "data": "process with tag '" + name + "' not found", "fatal": true})
 		_ = conn.Close(websocket.StatusPolicyViolation, "")
@@ -261,4 +268,54 @@ func (s *fakeServer) follow(w http.ResponseWriter, r *http.Request) error {
 	}
 	<-ctx.Done() // it goes on
 	return nil
+}
+
+// refuseOnce is true once.
+func (s *fakeServer) refuseOnce() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.refused
+	s.refused = true
+	return !was
+}
+
+// followBroken plays processes whose connection breaks, first known by their name and then
+// by their pid, and says whether it is one of them. "flaky" ends with 4, and has lost some
+// output when it is found again; "reborn" has another past then, and "past" is gone. Of
+// "elder" nobody says where its output begins.
+func (s *fakeServer) followBroken(conn *websocket.Conn, process string, query url.Values) bool {
+	const (
+		before, lost, after = "one\ntwo\n", "three\nfour\n", "five\n"
+		complaint           = "oh\n"
+	)
+	offset := func(stdout, stderr int) map[string]any { return map[string]any{"stdout": stdout, "stderr": stderr} }
+	pids := map[string]int{"flaky": 43, "reborn": 44, "past": 45, "elder": 46}
+	switch process {
+	case "flaky", "reborn", "past", "elder":
+		start := map[string]any{"type": "start", "pid": pids[process], "tag": process, "offset": offset(0, 0)}
+		if process == "elder" {
+			delete(start, "offset")
+		}
+		tell(conn, start)
+		tell(conn, map[string]any{"type": "stdout", "data": before})
+		tell(conn, map[string]any{"type": "stderr", "data": complaint})
+		tell(conn, map[string]any{"type": "error", "data": "the server is stopping", "code": fault.HostUnavailable, "fatal": true})
+	case "43":
+		at := len(before) + len(lost)
+		if query.Get("stdout_from") != strconv.Itoa(len(before)) || query.Get("stderr_from") != strconv.Itoa(len(complaint)) {
+			at = 0 // then what follows comes twice
+		}
+		tell(conn, map[string]any{"type": "start", "pid": 43, "offset": offset(at, len(complaint))})
+		tell(conn, map[string]any{"type": "stdout", "data": (before + lost + after)[at:]})
+		tell(conn, map[string]any{"type": "exit", "exit_code": 4})
+	case "44":
+		tell(conn, map[string]any{"type": "start", "pid": 44, "offset": offset(1, 0)})
+		tell(conn, map[string]any{"type": "stdout", "data": "other\n"})
+	case "45":
+		tell(conn, map[string]any{"type": "error", "data": "process with pid 45 not found", "code": fault.NotFound, "fatal": true})
+	default:
+		return false
+	}
+	_ = conn.Close(websocket.StatusGoingAway, "")
+	return true
 }

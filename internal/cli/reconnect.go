@@ -25,7 +25,8 @@ const (
 	steadyAfter = 10 * time.Second
 )
 
-// interruption is the error of a connection that broke while the terminal may live.
+// interruption is the error of a connection that broke while the terminal, or the process
+// whose output is printed, may live.
 type interruption struct{ reason error }
 
 func (i *interruption) Error() string { return i.reason.Error() }
@@ -76,7 +77,7 @@ func (r *remoteTerminal) reconnect(ctx context.Context, why error) (*websocket.C
 	for {
 		pause, again := r.trouble.next(time.Now())
 		if !again {
-			return nil, fault.Wrap(why, fault.CodeOf(why), "gave up connecting again after %v: %s", reconnectFor, fault.MessageOf(why))
+			return nil, gaveUp(why)
 		}
 		r.tellTrouble(why)
 		select {
@@ -101,6 +102,11 @@ func (r *remoteTerminal) reconnect(ctx context.Context, why error) (*websocket.C
 		}
 		why = err
 	}
+}
+
+// gaveUp is the error of an outage that did not end.
+func gaveUp(why error) error {
+	return fault.Wrap(why, fault.CodeOf(why), "gave up connecting again after %v: %s", reconnectFor, fault.MessageOf(why))
 }
 
 func (r *remoteTerminal) dial(ctx context.Context) (*websocket.Conn, error) {

@@ -40,6 +40,7 @@ type fakeServer struct {
 	signals   []string // that processes got
 	terminals map[string]*fakeTerminal
 	misdeeds  []string
+	refused   bool // the first who came back to "flaky"
 }
 
 func newFakeServer(home string) *fakeServer {

@@ -57,7 +57,15 @@ type serverMessage struct {
 	Fatal bool `json:"fatal"`
 	// ReplayBytes is how much of the output that follows a start is of before.
 	ReplayBytes int64 `json:"replay_bytes"`
+	// Offset is where the output that follows a start begins; nil when it is not said.
+	Offset *outputOffset `json:"offset"`
 	ended
+}
+
+// outputOffset is a place in a process's output: how many bytes of each kind came before it.
+type outputOffset struct {
+	Stdout int64 `json:"stdout"`
+	Stderr int64 `json:"stderr"`
 }
 
 // ended is how a command ended.
