@@ -16,7 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -80,31 +79,8 @@ func New(cfg Config) (*Driver, error) {
 	}
 	d.memory = newMemoryLimits(d.cgroups, d.bundlesDir(), cfg.Log)
 	d.memory.lowerAll()
-	if err := allowManyTasks(); err != nil {
-		cfg.Log.Warn("sandboxes share the machine's few process ids; raise kernel.pid_max", "error", err)
-	}
+	prepareMachine(cfg.Log)
 	return d, nil
-}
-
-const (
-	pidMaxFile = "/proc/sys/kernel/pid_max"
-	// pidMax is the most that a 64-bit kernel allows, and what systemd sets.
-	pidMax = 1 << 22
-)
-
-// allowManyTasks raises the number of process ids that the machine has. Every task of a
-// guest is two or three of the host, so that a few dozen busy sandboxes would use up the
-// kernel's default of 32768 between them.
-func allowManyTasks() error {
-	data, err := os.ReadFile(pidMaxFile)
-	if err != nil {
-		return err
-	}
-	now, err := strconv.Atoi(strings.TrimSpace(string(data)))
-	if err != nil || now >= pidMax {
-		return err
-	}
-	return os.WriteFile(pidMaxFile, []byte(strconv.Itoa(pidMax)), 0)
 }
 
 // Name returns "gvisor".
