@@ -129,13 +129,14 @@ func plainStart(ref string) string {
 }
 
 // rewriteAbsolute is rewriteRef for an address with an authority; rest is what follows its
-// slashes.
+// slashes. A name and a password before the host are lost, as no path can hold them: who is
+// asked for them types them, while an address that stays as it is leads nowhere.
 func (a App) rewriteAbsolute(ref, scheme, rest string) string {
 	authority, inside := rest, ""
 	if i := strings.IndexAny(rest, "/?#\\"); i >= 0 {
 		authority, inside = rest[:i], rest[i:]
 	}
-	if !a.owns(scheme, authority) {
+	if !a.owns(scheme, authority[strings.LastIndexByte(authority, '@')+1:]) {
 		return ref
 	}
 	if inside = strings.TrimPrefix(inside, "\\"); inside == "" || inside[0] != '/' {
