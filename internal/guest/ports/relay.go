@@ -36,7 +36,7 @@ func (w *watcher) carry(ctx context.Context, r *relay, target netip.AddrPort) {
 		poke(w.wake) // most likely the server has gone
 		return
 	}
-	r.inside = conn.(*net.TCPConn)
+	w.relays.begin(r, conn.(*net.TCPConn))
 
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -55,20 +55,28 @@ func (w *watcher) carry(ctx context.Context, r *relay, target netip.AddrPort) {
 }
 
 // pass copies one direction. Between two TCP connections io.Copy has the kernel move the
-// data, and does not tell before its end whether any moves.
+// data, and tells only when it ends how much that was; so a sample ends it, by a deadline.
+// It waits for data then, so none is lost.
 func (r *relay) pass(to, from *net.TCPConn) {
-	_, err := io.Copy(to, from)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = r.passRest(to, from) // it ended while io.Copy waited, so nothing is lost
-	}
-	if err == nil {
-		// From here on the other direction is one that can be watched.
-		r.all.directionEnded(r)
-		_ = to.SetReadDeadline(past)
-		err = to.CloseWrite()
-	}
-	if err != nil {
-		r.cut()
+	for {
+		n, err := io.Copy(to, from)
+		if n > 0 {
+			r.touch()
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if r.all.goesOn(r, from) {
+				continue
+			}
+			err = r.passRest(to, from)
+		}
+		if err == nil {
+			r.all.directionEnded(r, to)
+			err = to.CloseWrite()
+		}
+		if err != nil {
+			r.cut()
+		}
+		return
 	}
 }
 

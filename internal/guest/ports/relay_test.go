@@ -89,7 +89,7 @@ func (r relayed) wantCut(t *testing.T) {
 
 // A server that answers nobody, and whose clients have all gone, is to stay reachable.
 func TestAbandonedConnectionsGiveWay(t *testing.T) {
-	s := limited(t, limits{all: 3, port: 2, halfOpen: time.Hour})
+	s := limited(t, limits{all: 3, port: 2, halfOpen: time.Hour, idle: time.Hour})
 	mute, other := forwarded(t, s), forwarded(t, s)
 	busy, gone := connect(t, mute), connect(t, mute)
 	busy.abandon(t)
@@ -121,7 +121,7 @@ func TestOnePortHasOnlyItsShare(t *testing.T) {
 	if usualLimits.port > usualLimits.all/2 {
 		t.Errorf("one port may take %d of %d places", usualLimits.port, usualLimits.all)
 	}
-	s := limited(t, limits{all: 3, port: 2, halfOpen: time.Hour, scarce: time.Hour})
+	s := limited(t, limits{all: 3, port: 2, halfOpen: time.Hour, scarce: time.Hour, idle: time.Hour})
 	mute, other := forwarded(t, s), forwarded(t, s)
 	first := connect(t, mute)
 	connect(t, mute).abandon(t) // too short a time ago to give way
@@ -163,4 +163,91 @@ func TestHalfOpenSilenceIsBounded(t *testing.T) {
 	gone.wantCut(t)
 	say(t, whole.client, whole.server)
 	say(t, whole.server, whole.client)
+}
+
+// Connections that nobody uses, though neither side has closed them, keep nobody out for ever;
+// those that are used stay.
+func TestSilentConnectionsGiveWay(t *testing.T) {
+	s := limited(t, limits{all: 4, port: 2, halfOpen: time.Hour, idle: 1})
+	ln := forwarded(t, s)
+	silent, busy := connect(t, ln), connect(t, ln)
+	exchange := func(r relayed) {
+		t.Helper()
+		say(t, r.client, r.server)
+		say(t, r.server, r.client)
+	}
+	exchange(busy)
+	if _, err := s.List(t.Context()); err != nil { // takes a sample
+		t.Fatal(err)
+	}
+	for range 2 {
+		exchange(busy) // the second passes when the sample was taken, which the first may not
+	}
+	next := connect(t, ln)
+	wantReset(t, silent.client)
+	wantReset(t, silent.server)
+	for range 2 {
+		exchange(busy)
+		exchange(next)
+	}
+	other := forwarded(t, s)
+	exchange(connect(t, other))
+	exchange(busy)
+}
+
+// A sample loses nothing of what passes while it is taken.
+func TestSamplesLoseNothing(t *testing.T) {
+	s := limited(t, limits{all: 2, port: 2, halfOpen: time.Hour, idle: time.Hour})
+	r := connect(t, forwarded(t, s))
+	const size = 64 << 20
+	wrote := make(chan error, 1)
+	go func() {
+		piece := make([]byte, 1<<20)
+		for at := 0; at < size; at += len(piece) {
+			for i := range piece {
+				piece[i] = byte((at + i) % 251)
+			}
+			if _, err := r.client.Write(piece); err != nil {
+				wrote <- err
+				return
+			}
+		}
+		wrote <- r.client.CloseWrite()
+	}()
+	samples := make(chan error, 1)
+	over := make(chan struct{})
+	go func() {
+		var err error
+		for err == nil {
+			select {
+			case <-over:
+				samples <- nil
+				return
+			default:
+				_, err = s.List(t.Context())
+			}
+		}
+		samples <- err
+	}()
+	got, buf := 0, make([]byte, 1<<20)
+	for {
+		n, err := r.server.Read(buf)
+		for i, b := range buf[:n] {
+			if b != byte((got+i)%251) {
+				t.Fatalf("byte %d is %d", got+i, b)
+			}
+		}
+		got += n
+		if err != nil {
+			if !errors.Is(err, io.EOF) || got != size {
+				t.Errorf("%d of %d bytes, %v", got, size, err)
+			}
+			break
+		}
+	}
+	close(over)
+	if err := errors.Join(<-wrote, <-samples); err != nil {
+		t.Error(err)
+	}
+	say(t, r.server, r.client)
 }

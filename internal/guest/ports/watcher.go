@@ -90,6 +90,7 @@ func (w *watcher) watch(ctx context.Context) {
 // step is one look and what follows from it.
 func (w *watcher) step(ctx context.Context) {
 	w.relays.cutSilent()
+	w.relays.takeSample()
 	began := time.Now()
 	changed, err := w.look()
 	now := time.Now()
