@@ -62,9 +62,9 @@ func (o *tlsOptions) byACME() bool { return o.acme || o.dns.enabled() }
 
 func (o *tlsOptions) scheme() string {
 	if o.enabled() {
-		return "https"
+		return schemeSecure
 	}
-	return "http"
+	return schemePlain
 }
 
 // defaultPort is the port that addresses need not name.

@@ -49,13 +49,16 @@ type upOptions struct {
 	imageDir string
 	listen   string
 	domain   string
+	// domainScheme is how clients reach the names of the domain, when --domain says so:
+	// empty, as they reach the listener.
+	domainScheme string
 	// proxyListen is the address for ports of sandboxes by path: empty for the API's port
-	// and one, noProxyListen for none.
-	proxyListen string
-	tls         tlsOptions
-	json        bool // print the credentials as JSON
-	host        hostOptions
-	control     controlOptions
+	// and one, noProxyListen for none. proxyURL is where clients see it; empty: there.
+	proxyListen, proxyURL string
+	tls                   tlsOptions
+	json                  bool // print the credentials as JSON
+	host                  hostOptions
+	control               controlOptions
 	// budget is what the listeners may have open; it is no flag.
 	budget budget
 }
@@ -83,8 +86,9 @@ SIGTERM or Ctrl-C stops Wrenn. Its sandboxes run on, and the next start takes th
 	f.StringVar(&o.dataDir, "data-dir", defaultDataDir, "where images, records and the database are kept")
 	f.StringVar(&o.imageDir, "image-dir", "", "where images are kept (default: images in the data directory)")
 	f.StringVar(&o.listen, "listen", defaultListen, "address of the API; port 0 takes a free one")
-	f.StringVar(&o.domain, "domain", defaultDomain, "domain under which ports of sandboxes are shown, as PORT-SANDBOX.DOMAIN; a port in it is that under which clients see the listener")
+	f.StringVar(&o.domain, "domain", defaultDomain, "domain under which ports of sandboxes are shown, as PORT-SANDBOX.DOMAIN; a port or https:// in it is what clients use, when a proxy of yours is before the listener")
 	f.StringVar(&o.proxyListen, "proxy-listen", "", "address for ports of sandboxes as /proxy/SANDBOX/PORT/; none for none (default: the API's port and one)")
+	f.StringVar(&o.proxyURL, "proxy-url", "", "where clients see --proxy-listen, when a proxy of yours is before it, such as https://ports.example.com (default: there)")
 	o.tls.addFlags(f)
 	o.host.addFlags(f)
 	o.control.addFlags(f)
@@ -107,6 +111,9 @@ func (o *upOptions) resolve() error {
 		o.imageDir = filepath.Join(o.dataDir, "images")
 	}
 	if o.imageDir, err = filepath.Abs(o.imageDir); err != nil {
+		return err
+	}
+	if err := o.resolveOutside(); err != nil {
 		return err
 	}
 	if o.tls.byACME() && (o.domain == "" || o.domain == defaultDomain) {

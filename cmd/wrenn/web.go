@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/wrenn-sandbox/wrenn/internal/control/httpapi"
 	"github.com/wrenn-sandbox/wrenn/internal/control/webproxy"
@@ -70,6 +72,56 @@ func (o *upOptions) origin(addr net.Addr) string {
 	return o.tls.scheme() + "://" + at
 }
 
+// The schemes of addresses.
+const (
+	schemePlain  = "http"
+	schemeSecure = "https"
+)
+
+// resolveOutside takes apart what the flags say of how clients see the listeners.
+func (o *upOptions) resolveOutside() error {
+	if scheme, name, named := strings.Cut(o.domain, "://"); named {
+		o.domainScheme, o.domain = strings.ToLower(scheme), strings.TrimSuffix(name, "/")
+		if o.domainScheme != schemePlain && o.domainScheme != schemeSecure || o.domain == "" || strings.ContainsAny(o.domain, "/?#@") {
+			return fault.New(fault.InvalidRequest, "--domain is %s://%s; want a name such as sandboxes.example.com, with https:// before it when clients use that", scheme, name)
+		}
+	}
+	if o.proxyURL == "" {
+		return nil
+	}
+	at, err := url.Parse(o.proxyURL)
+	if err != nil || at.Scheme != schemePlain && at.Scheme != schemeSecure || at.Host == "" || strings.Trim(at.Path, "/") != "" || at.RawQuery != "" || at.User != nil {
+		return fault.New(fault.InvalidRequest, "--proxy-url is %q; want the address without a path, such as https://ports.example.com", o.proxyURL)
+	}
+	if o.proxyListen == noProxyListen {
+		return fault.New(fault.InvalidRequest, "--proxy-url is where clients see --proxy-listen, which is none; leave one of them out")
+	}
+	o.proxyURL = at.Scheme + "://" + at.Host
+	return nil
+}
+
+// outside is how clients begin the addresses of the domain's names, with which port (empty:
+// the scheme's own), and those of ports by path (empty: there are none).
+func (o *upOptions) outside(api net.Addr, paths pathListener) (scheme, port, origin string, err error) {
+	if scheme = o.domainScheme; scheme == "" {
+		scheme = o.tls.scheme()
+		if _, port, err = net.SplitHostPort(api.String()); err != nil {
+			return "", "", "", err
+		}
+		if port == o.tls.defaultPort() {
+			port = ""
+		}
+	}
+	switch {
+	case paths.Listener == nil:
+	case o.proxyURL != "":
+		origin = o.proxyURL
+	default:
+		origin = o.origin(paths.Addr())
+	}
+	return scheme, port, origin, nil
+}
+
 // webServers are the servers that clients reach.
 type webServers struct {
 	servers []*http.Server
@@ -83,18 +135,11 @@ type webServers struct {
 
 // serveWeb serves the API, with the ports of sandboxes by name, and those by path.
 func serveWeb(ctx context.Context, o upOptions, control *controlFloor, api net.Listener, paths pathListener, log *slog.Logger) (*webServers, error) {
-	origin := ""
-	if paths.Listener != nil {
-		origin = o.origin(paths.Addr())
-	}
-	_, port, err := net.SplitHostPort(api.Addr().String())
+	scheme, port, origin, err := o.outside(api.Addr(), paths)
 	if err != nil {
 		return nil, err
 	}
-	if port == o.tls.defaultPort() {
-		port = ""
-	}
-	control.edge.SetAddress(o.tls.scheme(), port, origin)
+	control.edge.SetAddress(scheme, port, origin)
 
 	const listeners = 2
 	w := &webServers{
