@@ -141,6 +141,22 @@ func TestPauseAndResume(t *testing.T) {
 	}
 }
 
+// hasTheTime checks that the clock of a sandbox is that of the host.
+func (s *sandbox) hasTheTime(t testing.TB) {
+	t.Helper()
+	const off = 100 * time.Millisecond
+	before := time.Now()
+	text := s.sh(t, "date +%s%N")
+	after := time.Now()
+	ns, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now := time.Unix(0, ns); now.Before(before.Add(-off)) || now.After(after.Add(off)) {
+		t.Errorf("its clock says %v between %v and %v", now, before, after)
+	}
+}
+
 func TestPausedSurvivesRestarts(t *testing.T) {
 	dir := t.TempDir()
 	p := ownProgram(t, dir)
@@ -157,12 +173,14 @@ func TestPausedSurvivesRestarts(t *testing.T) {
 		t.Errorf("after a stop it is %s (%s)", status, reason)
 	}
 	s.do(t, "/resume", nil, http.StatusOK)
+	s.hasTheTime(t)
 	s.goesOn(t, n)
 	s.do(t, "/pause", nil, http.StatusOK)
 	second.kill()
 	third := ownProgram(t, dir)
 	s.p = third
 	s.do(t, "/resume", nil, http.StatusOK)
+	s.hasTheTime(t)
 	s.goesOn(t, n)
 	if a := third.call(t, http.MethodDelete, s.path(""), nil); a.status != http.StatusNoContent {
 		t.Errorf("delete answered %d: %s", a.status, a.body)
