@@ -188,3 +188,26 @@ func TestUnknownRoutesAndMethods(t *testing.T) {
 		}
 	}
 }
+
+// Accounts that cannot be read keep out everybody but root, who can mend them.
+func TestAccountsThatCannotBeRead(t *testing.T) {
+	s := newSandbox(t, theProgram(t), nil)
+	root := func(script string) string {
+		t.Helper()
+		r := s.exec(t, object{"cmd": "sh", "args": []string{"-c", script}, "user": "root"})
+		if r.code != 0 {
+			t.Fatalf("%s ended with %d: %s", script, r.code, r.stderr)
+		}
+		return r.stdout
+	}
+	root("mv /etc/passwd /etc/kept && mkfifo /etc/passwd")
+	wrong{"the default user", http.MethodPost, "/{id}/exec", object{"cmd": "true"},
+		http.StatusBadGateway, "agent_error", "as root, make '/etc/passwd'"}.check(t, s)
+	if out := root("id -u; echo $HOME; pwd; rm /etc/passwd"); out != "0\n/root\n/root\n" {
+		t.Errorf("root is %q", out)
+	}
+	root("mv /etc/kept /etc/passwd")
+	if who := s.sh(t, "whoami"); who != "wrenn-user" {
+		t.Errorf("mended, the default user is %q", who)
+	}
+}

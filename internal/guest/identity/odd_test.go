@@ -100,8 +100,18 @@ func TestFilesThatAreNoFiles(t *testing.T) {
 		}
 	}
 	err := inTime(t, "a look-up", func() error { _, err := id.User(""); return err })
-	if !strings.Contains(fault.MessageOf(err), "ordinary files") {
+	if !fault.Is(err, fault.Internal) || !strings.Contains(fault.MessageOf(err), "ordinary files") {
 		t.Errorf("a look-up: %v", err)
+	}
+	err = inTime(t, "a look-up of root", func() error {
+		user, err := id.User("root")
+		if user.UID != 0 || user.GID != 0 || user.Home != "/root" || user.Shell != "/bin/sh" {
+			t.Errorf("root is %+v", user)
+		}
+		return err
+	})
+	if err != nil {
+		t.Errorf("root, who is to mend it: %v", err)
 	}
 	_, pem := newAuthority(t, pkix.Name{CommonName: "one"})
 	if err := inTime(t, "certificates", func() error { return id.Apply(Update{CABundle: pem}, "") }); !fault.Is(err, fault.Internal) {
