@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/filesystem"
 	"github.com/wrenn-sandbox/wrenn/internal/guest/identity"
 	filesystempb "github.com/wrenn-sandbox/wrenn/proto/guest/filesystem"
@@ -219,6 +220,28 @@ func FuzzStream(f *testing.F) {
 		for _, method := range []string{"Connect", "StreamInput"} {
 			// What is no frame Connect itself calls internal, in many words.
 			c.wantStream(t, "/process.Process/"+method, "the server's log", body)
+		}
+	})
+}
+
+// FuzzReplayFrom sends anything as the place from which output is to come.
+func FuzzReplayFrom(f *testing.F) {
+	for _, seed := range []string{"0,0", "4096,0", "007,9223372036854775807", "9223372036854775808,0", "-1,0", "1", ",", "1,2,3", " 1,2", "1e3,0", "\x00,1"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		at, err := parsePosition(text)
+		if err != nil {
+			if !fault.Is(err, fault.InvalidRequest) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if at.Stdout < 0 || at.Stderr < 0 {
+			t.Fatalf("%q is %+v", text, at)
+		}
+		if again, err := parsePosition(formatPosition(at)); err != nil || again != at {
+			t.Fatalf("%q is %+v, and then %+v, %v", text, at, again, err)
 		}
 	})
 }

@@ -108,10 +108,12 @@ func subscribe(p *process.Process, asked, answer http.Header) (*process.Subscrip
 	}
 	answer.Set(replayBytesHeader, strconv.Itoa(sub.Replayed()))
 	if at, ok := sub.Begins(); ok {
-		answer.Set(outputOffsetHeader, fmt.Sprintf("%d,%d", at.Stdout, at.Stderr))
+		answer.Set(outputOffsetHeader, formatPosition(at))
 	}
 	return sub, nil
 }
+
+func formatPosition(p process.Position) string { return fmt.Sprintf("%d,%d", p.Stdout, p.Stderr) }
 
 func parsePosition(text string) (process.Position, error) {
 	stdout, stderr, _ := strings.Cut(text, ",")

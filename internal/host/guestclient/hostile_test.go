@@ -126,3 +126,19 @@ func TestStatusesKeepTheirMeaning(t *testing.T) {
 		}
 	}
 }
+
+// FuzzOffset reads anything that a guest may say of where its output begins.
+func FuzzOffset(f *testing.F) {
+	for _, seed := range []string{"", "0,0", "4096,7", "18446744073709551615,0", "18446744073709551616,0", "-1,0", "1", ",", "1,2,3", "\xff,1"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		at := parseOffset(text)
+		if at == nil {
+			return
+		}
+		if again := parseOffset(fmt.Sprintf("%d,%d", at.Stdout, at.Stderr)); again == nil || *again != *at {
+			t.Fatalf("%q is %+v, and then %+v", text, at, again)
+		}
+	})
+}
