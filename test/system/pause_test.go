@@ -4,12 +4,16 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/wrenn-sandbox/wrenn/internal/testenv"
 )
 
 // statusPaused is what WebSockets end with when their sandbox is paused.
@@ -191,12 +195,29 @@ func TestPausedSurvivesRestarts(t *testing.T) {
 	}
 }
 
-// Sandboxes live on when the program stops, or is killed, and their streams can be taken up
-// again.
+// anotherBuild has all programs from here on be of another build than those before.
+func anotherBuild(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"wrenn", "envd", "runsc"} {
+		content, err := os.ReadFile(testenv.Bin(t, name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), append(content, 0), 0o755) //nolint:gosec // they are to be run
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("WRENN_TEST_BIN", dir)
+}
+
+// Sandboxes live on when the program stops, is killed, or is replaced, and their streams can
+// be taken up again.
 func TestSandboxesLiveOn(t *testing.T) {
-	for name, end := range map[string]func(p *program) error{
-		"kill -9": func(p *program) error { p.kill(); return nil },
-		"stop":    (*program).stop,
+	for name, end := range map[string]func(t *testing.T, p *program) error{
+		"kill -9": func(_ *testing.T, p *program) error { p.kill(); return nil },
+		"stop":    func(_ *testing.T, p *program) error { return p.stop() },
+		"upgrade": func(t *testing.T, p *program) error { anotherBuild(t); return p.stop() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -207,7 +228,7 @@ func TestSandboxesLiveOn(t *testing.T) {
 			terminal, _ := s.open(t, "/pty", object{"type": "start", "tag": "work"})
 			terminal.types("X=kept\r")
 			n := s.count(t)
-			if err := end(p); err != nil {
+			if err := end(t, p); err != nil {
 				t.Fatal(err)
 			}
 			again := ownProgram(t, dir, "--on-stop", "keep")
@@ -226,6 +247,11 @@ func TestSandboxesLiveOn(t *testing.T) {
 			back, _ := s.open(t, "/pty", object{"type": "connect", "tag": "work"})
 			back.types("echo $X-$((40+2))\r")
 			back.sees("kept-42")
+			// What is written down now is restored by the build that it began with.
+			n = s.count(t)
+			s.do(t, "/pause", nil, http.StatusOK)
+			s.do(t, "/resume", nil, http.StatusOK)
+			s.goesOn(t, n)
 			if a := again.call(t, http.MethodDelete, s.path(""), nil); a.status != http.StatusNoContent {
 				t.Errorf("delete answered %d: %s", a.status, a.body)
 			}
