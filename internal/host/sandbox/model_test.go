@@ -130,8 +130,8 @@ func (m *model) step(ctx context.Context) (string, error) {
 	return "destroy " + id, m.h.Destroy(ctx, id)
 }
 
-// A host under random operations from several sides, whose agent is stopped or crashes now
-// and then, keeps what it has promised.
+// A host under random operations from several sides, whose agent is stopped now and then,
+// keeps what it has promised. (What is left of an agent that is killed: the fault table.)
 func TestModelForReal(t *testing.T) {
 	ops := modelOps
 	if text := os.Getenv("WRENN_TEST_OPS"); text != "" {
