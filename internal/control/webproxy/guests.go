@@ -20,6 +20,10 @@ type guests struct {
 	maxOpen int
 	rate    float64
 	room    *room
+	// idle is how long nothing has passed on a visit that may give way to another.
+	idle time.Duration
+	// scanned is when it was looked for room last, in nanoseconds since 1970.
+	scanned atomic.Int64
 
 	mu   sync.Mutex
 	byID map[string]*list.Element // of *guest
@@ -33,7 +37,7 @@ func newGuests(maxOpen int, rate float64, room *room) *guests {
 	if room.max > 0 {
 		maxOpen = min(maxOpen, max(int(room.max)/2, 1))
 	}
-	return &guests{maxOpen: maxOpen, rate: rate, room: room, byID: make(map[string]*list.Element), recent: list.New()}
+	return &guests{maxOpen: maxOpen, rate: rate, room: room, idle: idleVisit, byID: make(map[string]*list.Element), recent: list.New()}
 }
 
 // get returns what is known of a sandbox, nil when nothing is.
@@ -53,7 +57,7 @@ func (g *guests) learn(sb sandbox.Sandbox, at time.Time) *guest {
 	g.mu.Lock()
 	e := g.byID[sb.ID]
 	if e == nil {
-		e = g.recent.PushFront(newGuest(sb.ID, g.maxOpen, g.rate, g.room))
+		e = g.recent.PushFront(newGuest(sb.ID, g))
 		g.byID[sb.ID] = e
 		g.trim()
 	}
@@ -123,6 +127,7 @@ func (g *guests) resetAll() {
 type guest struct {
 	id      string
 	maxOpen int
+	idle    time.Duration
 	room    *room
 	stats   stats
 	// touched is when its activity was last told, in nanoseconds since 1970.
@@ -138,14 +143,18 @@ type guest struct {
 	waiting int
 }
 
-func newGuest(id string, maxOpen int, rate float64, room *room) *guest {
-	return &guest{id: id, maxOpen: maxOpen, room: room, bucket: newBucket(rate), open: make(map[*visit]struct{})}
+func newGuest(id string, g *guests) *guest {
+	return &guest{id: id, maxOpen: g.maxOpen, idle: g.idle, room: g.room, bucket: newBucket(g.rate), open: make(map[*visit]struct{})}
 }
 
 // visit is one request, or an upgraded connection, under way.
 type visit struct {
 	guest *guest
-	cut   func()
+	cut   func(cause error)
+	// moved is when something passed last, in nanoseconds since 1970.
+	moved atomic.Int64
+	// replaced is whether another visit has its place. It is guarded by guest.mu.
+	replaced bool
 }
 
 // known returns what the store said of the sandbox, unless that is too old.
@@ -156,22 +165,40 @@ func (gu *guest) known() (sandbox.Sandbox, bool) {
 }
 
 // enter begins a visit; cut, called at most once and perhaps after leave, must end it. It
-// fails when there are too many or they come too fast.
-func (gu *guest) enter(cut func()) (*visit, error) {
+// fails when there are too many or they come too fast. Where there are too many, the one gives
+// way on which nothing has passed for longest, if that is long.
+func (gu *guest) enter(cut func(cause error)) (*visit, error) {
 	gu.mu.Lock()
-	defer gu.mu.Unlock()
+	v, out, err := gu.enterLocked(cut)
+	gu.mu.Unlock()
+	if out != nil {
+		out.cut(errReplaced)
+	}
+	return v, err
+}
+
+// enterLocked is enter; out is the visit whose place the new one has. The caller holds gu.mu.
+func (gu *guest) enterLocked(cut func(cause error)) (v, out *visit, err error) {
 	if len(gu.open)+gu.waiting >= gu.maxOpen {
-		return nil, errTooMany
+		if out = gu.idlestLocked(); out == nil {
+			return nil, nil, errTooMany
+		}
 	}
 	if !gu.bucket.take(now()) {
-		return nil, errTooFast
+		return nil, nil, errTooFast
 	}
-	if !gu.room.take() {
-		return nil, errFull
+	if out == nil && !gu.room.take() {
+		if out = gu.idlestLocked(); out == nil {
+			return nil, nil, errFull
+		}
 	}
-	v := &visit{guest: gu, cut: cut}
+	if out != nil {
+		gu.replaceLocked(out)
+	}
+	v = &visit{guest: gu, cut: cut}
+	v.moved.Store(now().UnixNano())
 	gu.open[v] = struct{}{}
-	return v, nil
+	return v, out, nil
 }
 
 // wait begins to wait for the sandbox to wake, unless too many do. It is over when the
@@ -197,7 +224,7 @@ func (gu *guest) wait() (done func(), err error) {
 
 // changeCut puts another way of cutting the visit in place of the first, when the request
 // has become a connection. It is false when the visit was cut already.
-func (v *visit) changeCut(cut func()) bool {
+func (v *visit) changeCut(cut func(cause error)) bool {
 	v.guest.mu.Lock()
 	defer v.guest.mu.Unlock()
 	if _, there := v.guest.open[v]; !there {
@@ -209,9 +236,11 @@ func (v *visit) changeCut(cut func()) bool {
 
 // leave ends a visit. It is called once.
 func (v *visit) leave() {
-	v.guest.room.give()
 	v.guest.mu.Lock()
 	defer v.guest.mu.Unlock()
+	if !v.replaced {
+		v.guest.room.give()
+	}
 	delete(v.guest.open, v)
 }
 
@@ -234,7 +263,7 @@ func (gu *guest) reset() {
 	gu.factsAt = time.Time{}
 	gu.mu.Unlock()
 	for v := range open {
-		v.cut()
+		v.cut(errCut)
 	}
 }
 

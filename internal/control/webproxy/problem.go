@@ -128,6 +128,8 @@ func badLink(to webroute.Target) webroute.Problem {
 // broke off before it began.
 func (e *Edge) hostProblem(r *http.Request, to webroute.Target, err error) webroute.Problem {
 	switch {
+	case errors.Is(err, errReplaced), errors.Is(context.Cause(r.Context()), errReplaced):
+		return limitProblem(to, errTooMany)
 	case errors.Is(err, errCut), errors.Is(context.Cause(r.Context()), errCut):
 		return webroute.NotFound(to)
 	case errors.Is(err, relay.ErrUnasked):

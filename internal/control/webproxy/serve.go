@@ -177,7 +177,10 @@ type visitTo struct {
 func (e *Edge) visit(w http.ResponseWriter, r *http.Request, gu *guest, to visitTo) (paused bool) {
 	ctx, cancel := outlive(r)
 	defer cancel(nil)
-	v, err := gu.enter(func() { cancel(errCut) })
+	v, err := gu.enter(cancel)
+	if errors.Is(err, errFull) && e.guests.makeRoom() {
+		v, err = gu.enter(cancel)
+	}
 	if err != nil {
 		refuse(w, r, limitProblem(to.Target, err))
 		return false
@@ -227,6 +230,7 @@ type exchange struct {
 
 // note counts the answer.
 func (x *exchange) note(status int) {
+	x.visit.moved.Store(now().UnixNano())
 	x.visit.guest.stats.answered(status, time.Since(x.began))
 	x.answered()
 }
@@ -240,6 +244,7 @@ func (x *exchange) isPaused(answer http.Header) bool {
 
 // moved notes that bytes went to or from the sandbox.
 func (x *exchange) moved() {
+	x.visit.moved.Store(now().UnixNano())
 	if x.counts {
 		x.edge.touch(x.visit.guest)
 	}

@@ -344,7 +344,7 @@ func TestLimits(t *testing.T) {
 func TestGuestsAreForgotten(t *testing.T) {
 	g := newGuests(1, 0, &room{})
 	talked := g.learn(sandbox.Sandbox{ID: "sbtalked"}, now())
-	v, err := talked.enter(func() {})
+	v, err := talked.enter(func(error) {})
 	if err != nil {
 		t.Fatal(err)
 	}

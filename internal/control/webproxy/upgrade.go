@@ -53,7 +53,7 @@ func (e *Edge) upgrade(w http.ResponseWriter, in *http.Request, x *exchange, pro
 		gu.stats.sent.Add(int64(down))
 		x.moved()
 	}, v.leave)
-	if !v.changeCut(tunnel.Cut) {
+	if !v.changeCut(func(error) { tunnel.Cut() }) {
 		tunnel.Cut() // it was cut meanwhile, or has ended
 	}
 	return true
