@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -64,18 +65,33 @@ func (s *sandbox) serveClock(t *testing.T, headers ...string) {
 	}
 }
 
+// clockPort is where the clock listens.
+const clockPort = 8000
+
 // host is the name under which port 8000 of the sandbox is shown.
 func (s *sandbox) host(t *testing.T) string {
+	t.Helper()
+	return s.hostOf(t, clockPort)
+}
+
+// hostOf is the name under which a port of the sandbox is shown.
+func (s *sandbox) hostOf(t *testing.T, port int) string {
 	t.Helper()
 	u, err := url.Parse(s.p.url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return "8000-" + s.id + ".localhost:" + u.Port()
+	return fmt.Sprintf("%d-%s.localhost:%s", port, s.id, u.Port())
 }
 
 // visit asks port 8000 of the sandbox for a page, and follows no redirect.
 func (s *sandbox) visit(t *testing.T, path string, headers ...string) *http.Response {
+	t.Helper()
+	return s.visitPort(t, clockPort, path, headers...)
+}
+
+// visitPort is visit for any port.
+func (s *sandbox) visitPort(t *testing.T, port int, path string, headers ...string) *http.Response {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), requestLimit)
 	t.Cleanup(cancel)
@@ -83,7 +99,7 @@ func (s *sandbox) visit(t *testing.T, path string, headers ...string) *http.Resp
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Host = s.host(t)
+	req.Host = s.hostOf(t, port)
 	for i := 0; i+1 < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])
 	}
