@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"path/filepath"
 	"sync"
 
@@ -36,11 +37,12 @@ type controlFloor struct {
 	done      chan struct{}
 }
 
-// startControl starts the control floor over the host agent that listens on a socket.
+// startControl starts the control floor over the host agent that listens on a socket; near is
+// the proxy of that agent, which is in this process.
 // It lives until it is closed: ctx bounds the start only.
-func startControl(ctx context.Context, o upOptions, hostSocket string, log *slog.Logger) (c *controlFloor, err error) {
+func startControl(ctx context.Context, o upOptions, hostSocket string, near http.RoundTripper, log *slog.Logger) (c *controlFloor, err error) {
 	c = &controlFloor{failed: make(chan error, 1), done: make(chan struct{}),
-		host: hostclient.Dial(hostSocket), proxy: hostclient.NewProxyTransport(hostSocket)}
+		host: hostclient.Dial(hostSocket), proxy: hostclient.NewProxyTransport(hostSocket, near)}
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
 	c.stop = stop
 	if c.db, err = store.Open(ctx, "sqlite:"+filepath.Join(o.dataDir, "wrenn.db")); err != nil {

@@ -5,8 +5,9 @@ import (
 	"syscall"
 )
 
-// A visit to a port of a sandbox costs four file descriptors: its client's connection, both
-// ends of the one to the host agent, which is in this process too, and the one to the guest.
+// A visit to a port of a sandbox costs up to four file descriptors: its client's connection,
+// the one to the guest, and, where it is upgraded or has a body, both ends of one to the host
+// agent, which is in this process too.
 const (
 	visitFiles = 4
 	// ownFiles is what is kept for everything else, at least: sandboxes, the database, files.

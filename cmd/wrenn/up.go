@@ -165,7 +165,7 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 	}
 	defer func() { err = errors.Join(err, closeHost()) }()
 
-	control, err := startControl(ctx, o, host.socket, log)
+	control, err := startControl(ctx, o, host.socket, host.proxy, log)
 	if err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ var requestWriters = sync.Pool{New: func() any { return bufio.NewWriterSize(nil,
 
 // RoundTrip implements http.RoundTripper. It never follows a redirect.
 func (d *Direct) RoundTrip(r *http.Request) (*http.Response, error) {
-	if !direct(r) {
+	if !Bare(r) {
 		return d.Rest.RoundTrip(r)
 	}
 	if c := d.idleConn(r.URL.Host); c != nil {
@@ -85,9 +85,9 @@ func late(err error) bool {
 	return errors.As(err, &timed) && timed.Timeout()
 }
 
-// direct says whether a request has nothing in it but a header, and may be sent again when
+// Bare says whether a request has nothing in it but a header, and may be sent again when
 // the server has not answered.
-func direct(r *http.Request) bool {
+func Bare(r *http.Request) bool {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
 	default:

@@ -50,31 +50,66 @@ func Forward(w http.ResponseWriter, out *http.Request, via http.RoundTripper, ed
 	if !out.ProtoAtLeast(1, 1) {
 		trace.Got1xxResponse = nil // clients of HTTP/1.0 know no such answers
 	}
-	resp, err := via.RoundTrip(out.WithContext(httptrace.WithClientTrace(out.Context(), trace)))
+	var begun bool
+	resp, err := Fetch(out.WithContext(httptrace.WithClientTrace(out.Context(), trace)), via, func(resp *http.Response) error {
+		inform.end()
+		begun = bodyHasBegun(resp.Body)
+		return edit(resp)
+	})
 	inform.end()
 	if err != nil {
-		return err
-	}
-	if resp.StatusCode == http.StatusSwitchingProtocols {
-		_ = resp.Body.Close()
-		return ErrUnasked
-	}
-	if resp.StatusCode < http.StatusOK || resp.StatusCode > maxStatus {
-		_ = resp.Body.Close()
-		return fmt.Errorf("the server answered with status %d", resp.StatusCode)
-	}
-	begun := bodyHasBegun(resp.Body)
-	DropHopByHop(resp.Header)
-	if err := edit(resp); err != nil {
-		_ = resp.Body.Close()
 		return err
 	}
 	answer(w, resp, begun)
 	return nil
 }
 
+// Fetch sends out through a transport and returns the answer when edit has changed its
+// header, from which that is gone which was about the connection alone.
+func Fetch(out *http.Request, via http.RoundTripper, edit func(*http.Response) error) (*http.Response, error) {
+	resp, err := via.RoundTrip(out)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case resp.StatusCode == http.StatusSwitchingProtocols:
+		err = ErrUnasked
+	case resp.StatusCode < http.StatusOK || resp.StatusCode > maxStatus:
+		err = fmt.Errorf("the server answered with status %d", resp.StatusCode)
+	default:
+		DropHopByHop(resp.Header)
+		err = edit(resp)
+	}
+	if err != nil {
+		_ = resp.Body.Close() // nobody gets it
+		return nil, err
+	}
+	return resp, nil
+}
+
+// WhenClosed has ended called, once, when the body of an answer is closed.
+func WhenClosed(resp *http.Response, ended func()) {
+	resp.Body = &endingBody{ReadCloser: resp.Body, ended: ended}
+}
+
+// endingBody is a body that tells of its end.
+type endingBody struct {
+	io.ReadCloser
+	once  sync.Once
+	ended func()
+}
+
+// Close implements io.Closer.
+func (b *endingBody) Close() error {
+	defer b.once.Do(b.ended)
+	return b.ReadCloser.Close()
+}
+
 // bodyHasBegun says whether the first read of a body is known not to wait.
 func bodyHasBegun(body io.Reader) bool {
+	if e, ok := body.(*endingBody); ok {
+		body = e.ReadCloser
+	}
 	b, direct := body.(*directBody)
 	return body == http.NoBody || direct && b.begun()
 }

@@ -28,12 +28,15 @@ const (
 // flow control in which a download that stalls would hold up every terminal. It is safe for
 // concurrent use.
 type ProxyTransport struct {
+	near   http.RoundTripper // nil: there is none
 	direct relay.Direct
 	dial   func(ctx context.Context) (net.Conn, error)
 }
 
 // NewProxyTransport returns a transport for the host agent that listens on a Unix socket.
-func NewProxyTransport(socketPath string) *ProxyTransport {
+// near, unless nil, is that agent itself, in this process: it gets requests without a body
+// at hand, which by the socket would cost more than all else that is done for them.
+func NewProxyTransport(socketPath string, near http.RoundTripper) *ProxyTransport {
 	dialer := &net.Dialer{Timeout: dialTimeout}
 	dial := func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "unix", socketPath) }
 	h1 := new(http.Protocols)
@@ -50,6 +53,7 @@ func NewProxyTransport(socketPath string) *ProxyTransport {
 		DisableCompression:     true, // bodies pass as they are
 	}
 	return &ProxyTransport{
+		near:   near,
 		dial:   dial,
 		direct: relay.Direct{Dial: dialAny, Rest: rest, MaxHeader: maxProxyHeader, IdleTime: proxyIdleTimeout, MaxIdle: proxyIdleConns},
 	}
@@ -57,6 +61,9 @@ func NewProxyTransport(socketPath string) *ProxyTransport {
 
 // RoundTrip implements http.RoundTripper. It never follows a redirect.
 func (t *ProxyTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if t.near != nil && relay.Bare(r) {
+		return t.near.RoundTrip(r)
+	}
 	return t.direct.RoundTrip(r)
 }
 

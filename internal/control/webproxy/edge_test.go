@@ -159,7 +159,7 @@ func newBench(t *testing.T, handler http.HandlerFunc, change func(*Config), rows
 	}
 	agent := &http.Server{Handler: handler, ReadHeaderTimeout: patient}
 	go func() { _ = agent.Serve(listener) }()
-	transport := hostclient.NewProxyTransport(socket)
+	transport := hostclient.NewProxyTransport(socket, nil)
 	b := &bench{sandboxes: newFakeSandboxes(rows...)}
 	cfg := Config{Sandboxes: b.sandboxes, Host: transport, Domain: "localhost", Log: slog.New(slog.DiscardHandler)}
 	if change != nil {

@@ -118,6 +118,9 @@ func newBench(t *testing.T, l net.Listener, cfg Config) *bench {
 	cfg.Sandboxes, cfg.Log = life, slog.New(slog.DiscardHandler)
 	b := &bench{lifecycle: life, t: t, proxy: New(cfg), port: l.Addr().(*net.TCPAddr).Port}
 	b.front = httptest.NewUnstartedServer(b.proxy)
+	if atHand {
+		b.front = httptest.NewUnstartedServer(near(b.proxy))
+	}
 	b.front.Config.ReadHeaderTimeout = time.Second
 	b.front.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
 	b.front.Start()

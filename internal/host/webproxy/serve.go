@@ -37,39 +37,49 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fault.WriteHTTP(w, fault.New(fault.MethodNotAllowed, "CONNECT is not possible here; send requests to the address of the port"))
 		return
 	}
+	x, refuse := p.enter(r)
+	if refuse != nil {
+		refuse(w)
+		return
+	}
+	if protocol := relay.UpgradeProtocol(r); protocol != "" && x.to.Port != webroute.EnvdPort {
+		p.upgrade(w, r, x, protocol)
+		return
+	}
+	defer x.guest.leave()
+	if err := relay.Forward(w, x.out, x.guest.transport, x.finish); err != nil {
+		p.fail(w, r, x, err)
+	}
+}
+
+// enter finds out where a request goes, and begins it there; who has it ends it by leaving
+// the guest. When it goes nowhere, refuse is what answers it.
+func (p *Proxy) enter(r *http.Request) (_ *exchange, refuse func(http.ResponseWriter)) {
+	problem := func(p webroute.Problem) func(http.ResponseWriter) {
+		return func(w http.ResponseWriter) { p.Write(w, r) }
+	}
 	path, query, asked := rawPath(r)
 	to, rest, err := webroute.Split(path)
 	if err != nil {
-		fault.WriteHTTP(w, err)
-		return
+		return nil, func(w http.ResponseWriter) { fault.WriteHTTP(w, err) }
 	}
 	if to.Port == webroute.EnvdPort && webroute.IsControl(rest) {
-		webroute.NoPath(rest).Write(w, r)
-		return
+		return nil, problem(webroute.NoPath(rest))
 	}
 	if rest == "" {
 		rest = "/"
 	}
 	g, refusal := p.guest(to)
 	if refusal != nil {
-		refusal.Write(w, r)
-		return
+		return nil, problem(*refusal)
 	}
 	if err := g.enter(); err != nil {
-		why(to, err).Write(w, r)
-		return
+		return nil, problem(why(to, err))
 	}
 	x := &exchange{to: to, guest: g, out: relay.Outgoing(r)}
 	x.app = webroute.App{Target: to, Host: r.Host, Original: r.Header.Get(headerForwardedHost), Address: g.run.address, Path: rest}
 	x.out.URL = x.address(rest, query, asked)
-	if protocol := relay.UpgradeProtocol(r); protocol != "" && to.Port != webroute.EnvdPort {
-		p.upgrade(w, r, x, protocol)
-		return
-	}
-	defer g.leave()
-	if err := relay.Forward(w, x.out, g.transport, x.finish); err != nil {
-		p.fail(w, r, x, err)
-	}
+	return x, nil
 }
 
 // rawPath is the path of a request as its client wrote it, and the query, asked for with or
@@ -151,12 +161,17 @@ func (p *Proxy) fail(w http.ResponseWriter, r *http.Request, x *exchange, err er
 	if r.Context().Err() != nil {
 		relay.Abort(w) // the client has gone
 	}
+	p.failure(r, x, err).Write(w, r)
+}
+
+// failure is the problem of a request that got no answer.
+func (p *Proxy) failure(r *http.Request, x *exchange, err error) webroute.Problem {
 	// A request that ran into the end of its sandbox is told of that, not of its cause.
 	if x.guest.life.Err() != nil {
 		err = errGone
 	}
 	p.cfg.Log.DebugContext(r.Context(), "proxy a request", "sandbox", x.to.Sandbox, "port", x.to.Port, "error", err)
-	why(x.to, err).Write(w, r)
+	return why(x.to, err)
 }
 
 // why is the problem that an error is to a client.

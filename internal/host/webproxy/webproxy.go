@@ -4,8 +4,8 @@
 // its connections with it.
 //
 // Who may ask is for the control floor to decide, which is the only one that can reach the
-// listener; so is what X-Forwarded headers say. The package must not know the host RPC, nor
-// how sandboxes are run.
+// listener, or has the proxy at hand; so is what X-Forwarded headers say. The package must
+// not know the host RPC, nor how sandboxes are run.
 package webproxy
 
 import (
