@@ -15,8 +15,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Direct carries requests that have no body, on connections of its own, in the goroutine of
@@ -187,11 +185,7 @@ func (c *directConn) quiet() bool {
 		return false
 	}
 	quiet := false
-	err = raw.Control(func(fd uintptr) {
-		var one [1]byte
-		_, _, err := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		quiet = errors.Is(err, unix.EAGAIN)
-	})
+	err = raw.Control(func(fd uintptr) { quiet = nothingToRead(fd) })
 	return quiet && err == nil
 }
 

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"sync"
+
+	"github.com/wrenn-sandbox/wrenn/internal/relay"
 )
 
 // Crowd bounds the connections that clients have open to a server's listeners, all together,
@@ -75,8 +77,10 @@ func (l *crowdListener) Accept() (net.Conn, error) {
 			_ = conn.Close()
 			return nil, errNotTCP
 		}
-		if in := l.crowd.admit(tcp); in != nil {
-			return in, nil
+		if light, err := relay.NewLight(tcp); err == nil {
+			if in := l.crowd.admit(light); in != nil {
+				return in, nil
+			}
 		}
 		_ = tcp.Close() // every other one is of use
 	}
@@ -84,7 +88,7 @@ func (l *crowdListener) Accept() (net.Conn, error) {
 
 // admit takes a connection in, in the place of another if need be; nil when there is no
 // place.
-func (c *Crowd) admit(conn *net.TCPConn) *crowdConn {
+func (c *Crowd) admit(conn *relay.Light) *crowdConn {
 	c.mu.Lock()
 	var out *crowdConn
 	if front := c.unused.Front(); c.open >= c.max && front != nil {
@@ -97,7 +101,7 @@ func (c *Crowd) admit(conn *net.TCPConn) *crowdConn {
 		return nil
 	}
 	c.open++
-	in := &crowdConn{TCPConn: conn, crowd: c}
+	in := &crowdConn{Light: conn, crowd: c}
 	in.place = c.unused.PushBack(in)
 	c.mu.Unlock()
 	if out != nil {
@@ -108,7 +112,7 @@ func (c *Crowd) admit(conn *net.TCPConn) *crowdConn {
 
 // crowdConn is a connection of a crowd.
 type crowdConn struct {
-	*net.TCPConn
+	*relay.Light
 	crowd *Crowd
 
 	// These are guarded by crowd.mu. place is where it is in the list, nil when it is not.
@@ -153,7 +157,7 @@ func (n *crowdConn) removeLocked() {
 
 // Close implements net.Conn.
 func (n *crowdConn) Close() error {
-	err := n.TCPConn.Close()
+	err := n.Light.Close()
 	n.crowd.mu.Lock()
 	defer n.crowd.mu.Unlock()
 	if !n.closed {

@@ -46,7 +46,7 @@ func (c *conn) passLarge(r io.Reader) (total int64, err error) {
 func (c *conn) pass(r io.Reader, buf []byte) (int64, error) {
 	n, err := r.Read(buf)
 	if n > 0 {
-		if _, err := c.TCPConn.Write(buf[:n]); err != nil {
+		if _, err := c.Light.Write(buf[:n]); err != nil {
 			return 0, err
 		}
 	}
@@ -55,7 +55,7 @@ func (c *conn) pass(r io.Reader, buf []byte) (int64, error) {
 
 // Read implements io.Reader.
 func (c *conn) Read(p []byte) (int, error) {
-	n, err := c.TCPConn.Read(p)
+	n, err := c.Light.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = c.guest.explain(err)
 	}
@@ -67,5 +67,5 @@ func (c *conn) Close() error {
 	c.guest.mu.Lock()
 	delete(c.guest.conns, c)
 	c.guest.mu.Unlock()
-	return c.TCPConn.Close()
+	return c.Light.Close()
 }

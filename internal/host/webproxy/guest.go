@@ -154,7 +154,12 @@ func (g *guest) adopt(c net.Conn) (*conn, error) {
 		relay.Reset(c)
 		return nil, errGone
 	}
-	own := &conn{TCPConn: tcp, guest: g}
+	light, err := relay.NewLight(tcp)
+	if err != nil {
+		relay.Reset(c)
+		return nil, err
+	}
+	own := &conn{Light: light, guest: g}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
@@ -210,7 +215,7 @@ func (g *guest) close() {
 
 // conn is a connection that its guest forgets when it is closed.
 type conn struct {
-	*net.TCPConn
+	*relay.Light
 	guest *guest
 }
 
