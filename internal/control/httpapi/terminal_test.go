@@ -306,6 +306,21 @@ func TestOutboxIsBounded(t *testing.T) {
 	}
 }
 
+// 256 events fit, however small; what comes then waits, or is too much.
+func TestOutboxHolds256Events(t *testing.T) {
+	const room = 256
+	var o outbox
+	o.init(0) // nobody waits for the client
+	for i := range room {
+		if !o.put(item{event: sandbox.Event{Kind: sandbox.Stdout, Data: []byte("x")}}) {
+			t.Fatalf("there is no room for event %d", i+1)
+		}
+	}
+	if o.put(item{event: sandbox.Event{Kind: sandbox.Stdout, Data: []byte("x")}}) {
+		t.Errorf("there is room for more than %d events", room)
+	}
+}
+
 // Pieces that wait become one message, but never those of different streams.
 func TestPiecesAreJoined(t *testing.T) {
 	var sent []string

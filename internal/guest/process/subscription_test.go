@@ -52,6 +52,21 @@ func TestSubscribers(t *testing.T) {
 	}
 }
 
+// 256 events fit, however small; what comes then waits.
+func TestSubscriptionHolds256Events(t *testing.T) {
+	const room = 256
+	sub := newSubscription(func(*Subscription) {})
+	defer sub.Close()
+	for i := range room {
+		if accepted, _ := sub.offer(Event{Kind: Stdout, Data: []byte("x")}); !accepted {
+			t.Fatalf("there is no room for event %d", i+1)
+		}
+	}
+	if accepted, _ := sub.offer(Event{Kind: Stdout, Data: []byte("x")}); accepted {
+		t.Errorf("there is room for more than %d events", room)
+	}
+}
+
 func TestSlowReaderSlowsTheProcessAndLosesNothing(t *testing.T) {
 	m := newManager(t)
 	dir := t.TempDir()
