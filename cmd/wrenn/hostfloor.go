@@ -320,7 +320,8 @@ func installGuest(dataDir string) (string, error) {
 }
 
 // removeGuests removes the guest daemons of earlier builds but those that are to be kept: a
-// sandbox that runs, or comes back, needs the very file that it was started with.
+// sandbox that runs, or comes back, needs the very file that it was started with. Their names
+// count: the data directory may have been moved since their paths were noted.
 func removeGuests(dataDir string, keep []string) error {
 	parent := filepath.Join(dataDir, "guest")
 	entries, err := os.ReadDir(parent)
@@ -328,10 +329,11 @@ func removeGuests(dataDir string, keep []string) error {
 		return err
 	}
 	for _, e := range entries {
-		if path := filepath.Join(parent, e.Name()); !slices.Contains(keep, path) {
-			if err := os.RemoveAll(path); err != nil {
-				return err
-			}
+		if slices.ContainsFunc(keep, func(path string) bool { return filepath.Base(path) == e.Name() }) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(parent, e.Name())); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -161,9 +161,27 @@ func (s *sandbox) hasTheTime(t testing.TB) {
 	}
 }
 
+// movable makes a directory for a program whose images move along with it.
+func movable(t *testing.T) (dir string, flags []string) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "here")
+	images := filepath.Join(dir, "data", "images")
+	if err := os.MkdirAll(images, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range globs(filepath.Join(testenv.Images(t), "*")) {
+		if err := os.Symlink(file, filepath.Join(images, filepath.Base(file))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir, []string{"--image-dir", images}
+}
+
+// What is paused goes on after a stop, after a crash, and wherever its data directory has been
+// moved to; so does what ran meanwhile.
 func TestPausedSurvivesRestarts(t *testing.T) {
-	dir := t.TempDir()
-	p := ownProgram(t, dir)
+	dir, flags := movable(t)
+	p := ownProgram(t, dir, flags...)
 	s := newSandbox(t, p, nil)
 	s.counts(t)
 	n := s.count(t)
@@ -171,7 +189,7 @@ func TestPausedSurvivesRestarts(t *testing.T) {
 	if err := p.stop(); err != nil {
 		t.Fatal(err)
 	}
-	second := ownProgram(t, dir)
+	second := ownProgram(t, dir, flags...)
 	s.p = second
 	if status, reason := s.status(t); status != "paused" {
 		t.Errorf("after a stop it is %s (%s)", status, reason)
@@ -180,18 +198,51 @@ func TestPausedSurvivesRestarts(t *testing.T) {
 	s.hasTheTime(t)
 	s.goesOn(t, n)
 	s.do(t, "/pause", nil, http.StatusOK)
+	ran := newSandbox(t, second, nil)
 	second.kill()
-	third := ownProgram(t, dir)
-	s.p = third
+	if err := os.Rename(dir, filepath.Join(filepath.Dir(dir), "there")); err != nil {
+		t.Fatal(err)
+	}
+	dir = filepath.Join(filepath.Dir(dir), "there")
+	third := ownProgram(t, dir, "--image-dir", filepath.Join(dir, "data", "images"))
+	s.p, ran.p = third, third
 	s.do(t, "/resume", nil, http.StatusOK)
 	s.hasTheTime(t)
 	s.goesOn(t, n)
-	if a := third.call(t, http.MethodDelete, s.path(""), nil); a.status != http.StatusNoContent {
-		t.Errorf("delete answered %d: %s", a.status, a.body)
+	ran.do(t, "/pause", nil, http.StatusOK)
+	ran.needsItsDaemon(t)
+	ran.do(t, "/resume", nil, http.StatusOK)
+	if err := ran.answers(t.Context(), settleLimit); err != nil {
+		t.Error(err)
+	}
+	for _, sb := range []*sandbox{s, ran} {
+		if a := third.call(t, http.MethodDelete, sb.path(""), nil); a.status != http.StatusNoContent {
+			t.Errorf("delete answered %d: %s", a.status, a.body)
+		}
 	}
 	requireClean(t, third.seen, ofSandboxes)
 	if left := globs(third.dataDir + "/snapshots/*"); len(left) > 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// needsItsDaemon looks what a resume of a paused sandbox says whose guest daemon somebody has
+// taken away, and puts that back.
+func (s *sandbox) needsItsDaemon(t *testing.T) {
+	t.Helper()
+	daemons := globs(s.p.dataDir + "/guest/*/envd")
+	if len(daemons) != 1 {
+		t.Fatalf("guest daemons: %v", daemons)
+	}
+	if err := os.Rename(daemons[0], daemons[0]+".away"); err != nil {
+		t.Fatal(err)
+	}
+	a := s.p.call(t, http.MethodPost, s.path("/resume"), nil)
+	if _, message := a.fault(t); a.status != http.StatusConflict || !strings.Contains(message, "put it back there as guest/") {
+		t.Errorf("without its guest daemon, resume answered %d: %s", a.status, a.body)
+	}
+	if err := os.Rename(daemons[0]+".away", daemons[0]); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -373,6 +373,16 @@ func (fakeImages) List() ([]image.Image, error) {
 	return []image.Image{{Name: "base"}}, nil
 }
 
+// fakeDaemon makes a directory with a guest daemon.
+func fakeDaemon(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, guestProgram), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 // config is that of a Service over the machine.
 func (m *machine) config(t *testing.T, dir string) Config {
 	t.Helper()
@@ -381,7 +391,7 @@ func (m *machine) config(t *testing.T, dir string) Config {
 		t.Fatal(err)
 	}
 	return Config{
-		Dir: filepath.Join(dir, "sandboxes"), MeterDir: filepath.Join(dir, "metrics"), EnvdDir: t.TempDir(),
+		Dir: filepath.Join(dir, "sandboxes"), MeterDir: filepath.Join(dir, "metrics"), EnvdDir: fakeDaemon(t),
 		Images: fakeImages{}, Network: fakeNetwork{m}, Runtime: fakeRuntime{m, t}, Snapshots: snapshots,
 		Max: Resources{VCPUs: 4, MemoryMB: 4096, DiskMB: 10240}, Log: slog.New(slog.DiscardHandler),
 	}

@@ -138,15 +138,23 @@ func (l *launch) takeSlot(ctx context.Context) error {
 }
 
 func (l *launch) startRuntime(ctx context.Context) error {
+	image, err := l.s.imageNow(l.origin)
+	if err != nil {
+		return err
+	}
+	daemon, err := l.s.guestDirNow(l.origin)
+	if err != nil {
+		return err
+	}
 	r := l.resources
 	processes := min(max(r.MemoryMB/memoryPerProcessMB, minProcesses), maxProcesses)
 	spec := runtime.Spec{
 		ID:        l.id,
 		Hostname:  l.hostname,
-		RootFS:    l.origin.Image,
-		Args:      []string{guestDir + "/envd", "--pids-max", strconv.Itoa(processes), "--forward-interface", "eth0"},
+		RootFS:    image,
+		Args:      []string{guestDir + "/" + guestProgram, "--pids-max", strconv.Itoa(processes), "--forward-interface", "eth0"},
 		Env:       []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-		Mounts:    []runtime.Mount{{Source: l.origin.GuestDir, Target: guestDir}},
+		Mounts:    []runtime.Mount{{Source: daemon, Target: guestDir}},
 		Namespace: l.run.slot.Namespace,
 		Limits:    runtime.Limits{VCPUs: r.VCPUs, MemoryMB: r.MemoryMB, DiskMB: r.DiskMB, Processes: processes},
 	}

@@ -61,8 +61,8 @@ type Manifest struct {
 	SandboxID string    `json:"sandbox_id"`
 	Template  string    `json:"template"`
 	Resources Resources `json:"resources"`
-	// Runtime is the driver that wrote it. Image and GuestDir are host paths that have to be
-	// there, as they were, for a restore.
+	// Runtime is the driver that wrote it. Image and GuestDir are host paths of what has
+	// to be there for a restore, as it was; it may have been moved since.
 	Runtime     string            `json:"runtime"`
 	Image       string            `json:"image"`
 	GuestDir    string            `json:"guest_dir"`
