@@ -450,12 +450,50 @@ type Metrics struct {
 	Points []MetricsPoint `json:"points"`
 }
 
-// MetricsPoint defines model for MetricsPoint.
+// MetricsPoint What was used, and the limits of that, which are the latest that are known also in points of long ago; one that
+// is missing does not exist, or is not known. A point of a step of 30 s or 5 minutes has the mean of `cpu_pct` and the rates,
+// the most of `mem_bytes` and `pids`, and the latest of the rest.
 type MetricsPoint struct {
+	// CPULimitPct 100 for each vCPU.
+	CPULimitPct float64 `json:"cpu_limit_pct,omitempty,omitzero"`
+
 	// CPUPct Of one processor: a sandbox that keeps two busy uses 200.
-	CPUPct    float64   `json:"cpu_pct"`
-	DiskBytes int64     `json:"disk_bytes"`
-	MemBytes  int64     `json:"mem_bytes"`
+	CPUPct float64 `json:"cpu_pct"`
+
+	// DiskBytes What was written and not removed; its template does not count.
+	DiskBytes int64 `json:"disk_bytes"`
+
+	// DiskLimitBytes The sandbox's `disk_size_mb`; beyond it there is no space left (ENOSPC).
+	DiskLimitBytes int64 `json:"disk_limit_bytes,omitempty,omitzero"`
+
+	// MemBytes The memory of everything in the sandbox and of the kernel of its own, as the machine counts it, without what is kept
+	// of files and could be dropped.
+	MemBytes int64 `json:"mem_bytes"`
+
+	// MemLimitBytes Where it ends: the sandbox's `memory_mb`, and 64 MiB for its kernel, or 96 once it was paused or made from a snapshot.
+	MemLimitBytes int64 `json:"mem_limit_bytes,omitempty,omitzero"`
+
+	// NetLimitBps Bits per second, each way. Beyond it packets wait, and are dropped.
+	NetLimitBps int64 `json:"net_limit_bps,omitempty,omitzero"`
+
+	// NetReceivedBps Bits per second.
+	NetReceivedBps int64 `json:"net_received_bps"`
+
+	// NetReceivedBytes Since the sandbox was made.
+	NetReceivedBytes int64 `json:"net_received_bytes"`
+
+	// NetSentBps Bits per second.
+	NetSentBps int64 `json:"net_sent_bps"`
+
+	// NetSentBytes Since the sandbox was made.
+	NetSentBytes int64 `json:"net_sent_bytes"`
+
+	// Pids Processes and their threads, as the sandbox's own kernel counts them. In a sandbox that does next to nothing the number is up to
+	// 30 seconds old.
+	Pids int `json:"pids"`
+
+	// PidsLimit Beyond it no process can be started (EAGAIN).
+	PidsLimit int       `json:"pids_limit,omitempty,omitzero"`
 	Time      time.Time `json:"time"`
 
 	// TimestampUnix The same in whole seconds since 1970, which several points may share.

@@ -136,7 +136,9 @@ func (s *fakeServer) metrics(w http.ResponseWriter, r *http.Request) error {
 		at := time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
 		for i, cpu := range []float64{0, 50, 100} {
 			used.Points = append(used.Points, api.MetricsPoint{
-				Time: at.Add(time.Duration(i) * time.Second), CPUPct: cpu, MemBytes: 64 << 20, DiskBytes: int64(i) << 10,
+				Time: at.Add(time.Duration(i) * time.Second), CPUPct: cpu, CPULimitPct: 200, MemBytes: 64 << 20, MemLimitBytes: 576 << 20, DiskBytes: int64(i) << 10,
+				DiskLimitBytes: 10 << 30, Pids: i, PidsLimit: 256, NetSentBps: 999, NetReceivedBps: 1_500_000 * int64(i), NetLimitBps: 200e6,
+				NetSentBytes: 3 << 10, NetReceivedBytes: 5 << 20,
 			})
 		}
 	}

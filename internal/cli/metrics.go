@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,7 +21,7 @@ func newMetrics(a *app) *cobra.Command {
 	var span string
 	cmd := command(&cobra.Command{
 		Use:   "metrics ID",
-		Short: "Show what a sandbox has used: processor, memory, disk",
+		Short: "Show what a sandbox has used, and may use: processor, memory, disk, processes, network",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !api.MetricsRange(span).Valid() {
 				return usageErrorf(cmd, "--range %q is none of 5m, 10m, 1h, 2h, 6h, 12h, 24h", span)
@@ -51,28 +52,53 @@ func printMetrics(w io.Writer, points []api.MetricsPoint) error {
 	}
 	percent := func(v float64) string { return fmt.Sprintf("%.1f %%", v) }
 	size := func(v float64) string { return byteSize(int64(v)) }
+	count := func(v float64) string { return strconv.Itoa(int(v)) }
+	latest := points[len(points)-1]
 	for _, row := range []struct {
 		name  string
 		value func(api.MetricsPoint) float64
+		limit float64 // 0: there is none
 		text  func(float64) string
 	}{
-		{"cpu", func(p api.MetricsPoint) float64 { return p.CPUPct }, percent},
-		{"memory", func(p api.MetricsPoint) float64 { return float64(p.MemBytes) }, size},
-		{"disk", func(p api.MetricsPoint) float64 { return float64(p.DiskBytes) }, size},
+		{"cpu", func(p api.MetricsPoint) float64 { return p.CPUPct }, latest.CPULimitPct, percent},
+		{"memory", func(p api.MetricsPoint) float64 { return float64(p.MemBytes) }, float64(latest.MemLimitBytes), size},
+		{"disk", func(p api.MetricsPoint) float64 { return float64(p.DiskBytes) }, float64(latest.DiskLimitBytes), size},
+		{"pids", func(p api.MetricsPoint) float64 { return float64(p.Pids) }, float64(latest.PidsLimit), count},
+		{"sent", func(p api.MetricsPoint) float64 { return float64(p.NetSentBps) }, float64(latest.NetLimitBps), bitRate},
+		{"received", func(p api.MetricsPoint) float64 { return float64(p.NetReceivedBps) }, float64(latest.NetLimitBps), bitRate},
 	} {
 		values := make([]float64, len(points))
 		for i, p := range points {
 			values[i] = row.value(p)
 		}
-		_, err := fmt.Fprintf(w, "%-7s %s  now %s, at most %s\n", row.name, sparkline(values, chartWidth),
-			row.text(values[len(values)-1]), row.text(slices.Max(values)))
+		limit := ""
+		if row.limit > 0 {
+			limit = ", limit " + row.text(row.limit)
+		}
+		_, err := fmt.Fprintf(w, "%-8s %s  now %s, at most %s%s\n", row.name, sparkline(values, chartWidth),
+			row.text(values[len(values)-1]), row.text(slices.Max(values)), limit)
 		if err != nil {
 			return err
 		}
 	}
-	first, last := points[0].Time.Local(), points[len(points)-1].Time.Local()
-	_, err := fmt.Fprintf(w, "%-7s %s to %s\n", "", first.Format(time.TimeOnly), last.Format(time.TimeOnly))
+	first, last := points[0].Time.Local(), latest.Time.Local()
+	_, err := fmt.Fprintf(w, "%-8s %s to %s\n%-8s sent %s and received %s since it was made\n", "", first.Format(time.TimeOnly), last.Format(time.TimeOnly),
+		"", byteSize(latest.NetSentBytes), byteSize(latest.NetReceivedBytes))
 	return err
+}
+
+// bitRate writes bits per second.
+func bitRate(v float64) string {
+	units := []string{"bit/s", "kbit/s", "Mbit/s", "Gbit/s"}
+	const step = 1000
+	i := 0
+	for v >= step && i < len(units)-1 {
+		v, i = v/step, i+1
+	}
+	if i == 0 {
+		return fmt.Sprintf("%.0f %s", v, units[i])
+	}
+	return fmt.Sprintf("%.1f %s", v, units[i])
 }
 
 // sparkline draws values as bars, the largest of them full. When there are more values

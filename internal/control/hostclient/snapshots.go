@@ -75,11 +75,18 @@ func (s *Snapshots) Metrics(ctx context.Context, id string, before time.Duration
 	if err != nil {
 		return nil, err
 	}
+	l := resp.Msg.GetLimits()
+	limits := sandbox.Limits{
+		CPUPct: l.GetCpuPct(), MemoryBytes: int64(l.GetMemoryBytes()), DiskBytes: int64(l.GetDiskBytes()), Processes: int(l.GetProcesses()),
+		NetworkBitsPerSecond: int64(l.GetNetworkBitsPerSecond()),
+	}
 	points := make([]sandbox.Point, len(resp.Msg.GetPoints()))
 	for i, p := range resp.Msg.GetPoints() {
 		points[i] = sandbox.Point{
 			Time: fromTime(p.GetTime()), CPUPct: p.GetCpuPct(),
-			MemoryBytes: int64(p.GetMemoryBytes()), DiskBytes: int64(p.GetDiskBytes()),
+			MemoryBytes: int64(p.GetMemoryBytes()), DiskBytes: int64(p.GetDiskBytes()), Processes: int(p.GetProcesses()),
+			SentBytes: int64(p.GetSentBytes()), ReceivedBytes: int64(p.GetReceivedBytes()),
+			SentRate: p.GetSentRate(), ReceivedRate: p.GetReceivedRate(), Limits: limits,
 		}
 	}
 	return points, nil

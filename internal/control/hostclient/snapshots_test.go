@@ -96,9 +96,10 @@ func (h *statefulHost) SetWarm(_ context.Context, req *connect.Request[hostv1.Se
 }
 
 func (h *statefulHost) GetMetrics(_ context.Context, req *connect.Request[hostv1.GetMetricsRequest]) (*connect.Response[hostv1.GetMetricsResponse], error) {
-	return connect.NewResponse(&hostv1.GetMetricsResponse{Points: []*hostv1.GetMetricsResponse_Point{
-		{Time: timestamppb.New(pausedAt), CpuPct: 12.5, MemoryBytes: uint64(req.Msg.GetRangeSeconds()), DiskBytes: 4},
-	}}), nil
+	return connect.NewResponse(&hostv1.GetMetricsResponse{Points: []*hostv1.GetMetricsResponse_Point{{
+		Time: timestamppb.New(pausedAt), CpuPct: 12.5, MemoryBytes: uint64(req.Msg.GetRangeSeconds()), DiskBytes: 4,
+		Processes: 5, SentBytes: 6, ReceivedBytes: 7, SentRate: 8, ReceivedRate: 9,
+	}}, Limits: &hostv1.GetMetricsResponse_Limits{CpuPct: 100, MemoryBytes: 30, DiskBytes: 40, Processes: 50, NetworkBitsPerSecond: 80}}), nil
 }
 
 func TestStatesTranslate(t *testing.T) {
@@ -161,7 +162,11 @@ func TestSnapshotsTranslate(t *testing.T) {
 		t.Errorf("%v, %v", h.warm, err)
 	}
 	points, err := x.Metrics(ctx, "sb1", 10*time.Minute)
-	if wanted := []sandbox.Point{{Time: pausedAt, CPUPct: 12.5, MemoryBytes: 600, DiskBytes: 4}}; err != nil || cmp.Diff(wanted, points) != "" {
+	wanted := []sandbox.Point{{
+		Time: pausedAt, CPUPct: 12.5, MemoryBytes: 600, DiskBytes: 4, Processes: 5, SentBytes: 6, ReceivedBytes: 7, SentRate: 8, ReceivedRate: 9,
+		Limits: sandbox.Limits{CPUPct: 100, MemoryBytes: 30, DiskBytes: 40, Processes: 50, NetworkBitsPerSecond: 80},
+	}}
+	if err != nil || cmp.Diff(wanted, points) != "" {
 		t.Errorf("%v %s", err, cmp.Diff(wanted, points))
 	}
 }

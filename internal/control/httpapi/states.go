@@ -85,7 +85,11 @@ func (h stateHandlers) GetMetrics(ctx context.Context, req api.GetMetricsRequest
 	out := api.GetMetrics200JSONResponse{Points: make([]api.MetricsPoint, len(points))}
 	for i, p := range points {
 		out.Points[i] = api.MetricsPoint{
-			Time: p.Time, TimestampUnix: p.Time.Unix(), CPUPct: p.CPUPct, MemBytes: p.MemoryBytes, DiskBytes: p.DiskBytes,
+			Time: p.Time, TimestampUnix: p.Time.Unix(),
+			CPUPct: p.CPUPct, CPULimitPct: p.Limits.CPUPct, MemBytes: p.MemoryBytes, MemLimitBytes: p.Limits.MemoryBytes,
+			DiskBytes: p.DiskBytes, DiskLimitBytes: p.Limits.DiskBytes, Pids: p.Processes, PidsLimit: p.Limits.Processes,
+			NetSentBytes: p.SentBytes, NetReceivedBytes: p.ReceivedBytes,
+			NetSentBps: int64(p.SentRate), NetReceivedBps: int64(p.ReceivedRate), NetLimitBps: p.Limits.NetworkBitsPerSecond,
 		}
 	}
 	return out, nil

@@ -21,7 +21,8 @@ func TestStatesOfSandboxes(t *testing.T) {
 		return sandbox.Sandbox{ID: id, Status: sandbox.Running, Reason: wait.String()}, nil
 	}
 	s.states.metrics = func(_ string, before time.Duration) ([]sandbox.Point, error) {
-		return []sandbox.Point{{Time: at, CPUPct: 12.5, MemoryBytes: int64(before / time.Second), DiskBytes: 3}}, nil
+		return []sandbox.Point{{Time: at, CPUPct: 12.5, MemoryBytes: int64(before / time.Second), DiskBytes: 3, Processes: 4, SentBytes: 5, ReceivedBytes: 6,
+			SentRate: 7.4, ReceivedRate: 8, Limits: sandbox.Limits{CPUPct: 100, DiskBytes: 30, Processes: 40, NetworkBitsPerSecond: 80}}}, nil
 	}
 	s.states.setTimeouts = func(id string, o sandbox.Timeouts) (sandbox.Sandbox, error) {
 		if o.Timeout == nil || *o.Timeout != 0 || o.Deadline != nil || o.OnTimeout != sandbox.Kill {
@@ -43,6 +44,8 @@ func TestStatesOfSandboxes(t *testing.T) {
 		{"POST", "/v1/sandboxes/sb1/timeout", `{}`, 400, `must have at least 1 of its fields`},
 		{"POST", "/v1/sandboxes/sb1/timeout", `{"on_timeout":"sleep"}`, 400, `must be one of pause, kill`},
 		{"GET", "/v1/sandboxes/sb1/metrics", "", 200, `"mem_bytes":600,`},
+		{"GET", "/v1/sandboxes/sb1/metrics", "", 200, `"cpu_limit_pct":100,"cpu_pct":12.5,"disk_bytes":3,"disk_limit_bytes":30,"mem_bytes":600,` +
+			`"net_limit_bps":80,"net_received_bps":8,"net_received_bytes":6,"net_sent_bps":7,"net_sent_bytes":5,"pids":4,"pids_limit":40,"time"`},
 		{"GET", "/v1/sandboxes/sb1/metrics?range=24h", "", 200, `"mem_bytes":86400,`},
 		{"GET", "/v1/sandboxes/sb1/metrics?range=5m", "", 200, `"timestamp_unix":1777863721`},
 		{"GET", "/v1/sandboxes/sb1/metrics?range=3m", "", 400, `must be one of 5m, 10m`},

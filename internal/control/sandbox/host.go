@@ -61,10 +61,22 @@ type HostSnapshot struct {
 
 // Point is what a sandbox used at one time.
 type Point struct {
-	Time        time.Time
-	CPUPct      float64 // of one processor
-	MemoryBytes int64
-	DiskBytes   int64
+	Time                     time.Time
+	CPUPct                   float64 // of one processor
+	MemoryBytes              int64
+	DiskBytes                int64
+	Processes                int     // and their threads
+	SentBytes, ReceivedBytes int64   // since it was made
+	SentRate, ReceivedRate   float64 // bits per second
+	Limits                   Limits  // the latest that are known
+}
+
+// Limits is the most that a sandbox may use; zeroes: there is no limit, or none is known.
+type Limits struct {
+	CPUPct                 float64
+	MemoryBytes, DiskBytes int64
+	Processes              int
+	NetworkBitsPerSecond   int64 // each way
 }
 
 // HostProcesses is the processes in sandboxes on the host that runs them.

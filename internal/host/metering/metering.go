@@ -36,17 +36,40 @@ const (
 )
 
 // Point is what a sandbox used at a time, or in the step that ended then: the mean of the
-// cpu, the most memory, the latest disk.
+// cpu and of the network's rates, the most memory and processes, the latest of what is left.
 type Point struct {
 	Time time.Time
 	// CPUPct is of one processor: a sandbox that keeps two busy uses 200.
 	CPUPct      float64
 	MemoryBytes uint64
 	DiskBytes   uint64
+	Processes   int
+	// SentBytes and ReceivedBytes are since the sandbox was made, but for what went while
+	// nobody measured. The rates are in bits per second.
+	SentBytes, ReceivedBytes uint64
+	SentRate, ReceivedRate   float64
+	// Limits are the latest that are known, also of points of long ago.
+	Limits Limits
 }
 
-// Usage tells what a running sandbox uses, as runtime.Meter does.
-type Usage func(ctx context.Context, id string) (runtime.Usage, error)
+// Limits is the most that a sandbox may use; zeroes: there is no limit, or none is known.
+type Limits struct {
+	CPUPct                 float64
+	MemoryBytes, DiskBytes uint64
+	Processes              int
+	NetworkBitsPerSecond   uint64 // each way
+}
+
+// Use is what a running sandbox uses and may use.
+type Use struct {
+	runtime.Usage
+	// SentBytes and ReceivedBytes only ever grow, but for a resume, which may begin anew.
+	SentBytes, ReceivedBytes uint64
+	Limits                   Limits
+}
+
+// Usage tells what a running sandbox uses, as cheaply as runtime.Meter does.
+type Usage func(ctx context.Context, id string) (Use, error)
 
 // Meter samples the sandboxes that it is told to track. Its methods are safe for concurrent
 // use; for one id they come one at a time, but for Range.
@@ -68,8 +91,8 @@ type tracked struct {
 	series *series
 
 	// Only the loop reads and writes what follows.
-	base      runtime.Usage // of the latest sample
-	baseAt    time.Time     // zero: there is none yet
+	base      Use       // of the latest sample
+	baseAt    time.Time // zero: there is none yet
 	written   time.Time
 	skipUntil time.Time
 	failed    bool // whether the latest look failed, so that it is logged once

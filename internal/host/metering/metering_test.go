@@ -47,7 +47,7 @@ func newBusy(ids ...string) *busy {
 	return b
 }
 
-func (b *busy) usage(ctx context.Context, id string) (runtime.Usage, error) {
+func (b *busy) usage(ctx context.Context, id string) (Use, error) {
 	b.mu.Lock()
 	b.asked[id]++
 	began, runs, fail, slow := b.began[id], !b.began[id].IsZero(), b.fail[id], b.slow[id]
@@ -56,16 +56,20 @@ func (b *busy) usage(ctx context.Context, id string) (runtime.Usage, error) {
 		select {
 		case <-time.After(slow):
 		case <-ctx.Done():
-			return runtime.Usage{}, ctx.Err()
+			return Use{}, ctx.Err()
 		}
 	}
 	switch {
 	case fail != nil:
-		return runtime.Usage{}, fail
+		return Use{}, fail
 	case !runs:
-		return runtime.Usage{}, fault.New(fault.NotFound, "%s does not run", id)
+		return Use{}, fault.New(fault.NotFound, "%s does not run", id)
 	}
-	return runtime.Usage{CPU: time.Since(began) / 2, MemoryBytes: 20 << 20, DiskBytes: 5 << 20}, nil
+	lived := time.Since(began)
+	return Use{
+		Usage:     runtime.Usage{CPU: lived / 2, MemoryBytes: 20 << 20, DiskBytes: 5 << 20, Processes: 7},
+		SentBytes: uint64(lived/time.Millisecond) * 1000, ReceivedBytes: uint64(lived/time.Millisecond) * 2000, Limits: someLimits,
+	}, nil
 }
 
 func (b *busy) restart(id string) {
@@ -118,7 +122,7 @@ func TestARunningSandboxIsSampled(t *testing.T) {
 			t.Errorf("%d points after a minute", len(got))
 		}
 		for _, p := range got {
-			if p.CPUPct != 50 || p.MemoryBytes != 20<<20 || p.DiskBytes != 5<<20 {
+			if p.CPUPct != 50 || p.MemoryBytes != 20<<20 || p.DiskBytes != 5<<20 || p.Processes != 7 || p.SentRate != 8e6 || p.ReceivedRate != 16e6 || p.Limits != someLimits {
 				t.Fatalf("%+v", p)
 			}
 		}
@@ -161,8 +165,11 @@ func TestAHistoryLivesOnAcrossPausesAndRestarts(t *testing.T) {
 			t.Errorf("%d points, want about %d", len(got), want)
 		}
 		for i, p := range got {
-			if p.CPUPct != 50 {
-				t.Errorf("point %d says %v: the counter of another run was taken", i, p.CPUPct)
+			if p.CPUPct != 50 || p.SentRate != 8e6 {
+				t.Errorf("point %d says %v and %v: the counter of another run was taken", i, p.CPUPct, p.SentRate)
+			}
+			if i > 0 && p.SentBytes != got[i-1].SentBytes+500_000 {
+				t.Errorf("point %d: %d bytes after %d", i, p.SentBytes, got[i-1].SentBytes)
 			}
 		}
 		stop()
@@ -330,8 +337,8 @@ func TestEverythingAtOnce(t *testing.T) {
 // it has to stay well below one percent of a core.
 func TestTheMeterIsCheap(t *testing.T) {
 	const crowd = 200
-	m := newMeter(t, t.TempDir(), func(context.Context, string) (runtime.Usage, error) {
-		return runtime.Usage{CPU: time.Second, MemoryBytes: 20 << 20}, nil
+	m := newMeter(t, t.TempDir(), func(context.Context, string) (Use, error) {
+		return Use{Usage: runtime.Usage{CPU: time.Second, MemoryBytes: 20 << 20}}, nil
 	})
 	for i := range crowd {
 		m.Track(fmt.Sprint("sb", i))

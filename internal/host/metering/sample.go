@@ -3,8 +3,6 @@ package metering
 import (
 	"context"
 	"time"
-
-	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
 )
 
 const percent = 100
@@ -65,8 +63,8 @@ func (m *Meter) look(ctx context.Context, t *tracked) {
 	t.take(now, used)
 }
 
-// take adds a sample. The first one only says where the cpu's counting begins.
-func (t *tracked) take(now time.Time, used runtime.Usage) {
+// take adds a sample. The first one only says where the counting begins.
+func (t *tracked) take(now time.Time, used Use) {
 	base, since := t.base, now.Sub(t.baseAt)
 	known := !t.baseAt.IsZero() && since > 0 && used.CPU >= base.CPU
 	t.base, t.baseAt = used, now
@@ -78,7 +76,29 @@ func (t *tracked) take(now time.Time, used runtime.Usage) {
 	if t.ended {
 		return
 	}
-	t.series.add(newSample(now, percent*float64(used.CPU-base.CPU)/float64(since), used.MemoryBytes, used.DiskBytes))
+	before := t.series.latest()
+	sent, received := grown(base.SentBytes, used.SentBytes), grown(base.ReceivedBytes, used.ReceivedBytes)
+	t.series.limits = used.Limits
+	t.series.add(sample{
+		at: now.UnixMilli(), cpu: float32(percent * float64(used.CPU-base.CPU) / float64(since)),
+		memoryKiB: toKiB(used.MemoryBytes), diskKiB: toKiB(used.DiskBytes), processes: uint32(max(0, used.Processes)),
+		sent: before.sent + sent, received: before.received + received,
+		sentRate: rate(sent, since), receivedRate: rate(received, since),
+	})
+}
+
+// grown is by how much a counter has grown that may have begun anew.
+func grown(before, now uint64) uint64 {
+	if now < before {
+		return now
+	}
+	return now - before
+}
+
+// rate returns bits per second.
+func rate(bytes uint64, d time.Duration) float32 {
+	const bitsPerByte = 8
+	return float32(bitsPerByte * float64(bytes) / d.Seconds())
 }
 
 // writeOldest writes the histories that have waited longest for it, at most n.

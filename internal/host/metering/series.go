@@ -4,16 +4,16 @@ import (
 	"time"
 )
 
-// sample is a Point as it is kept: 24 bytes, of which a sandbox has up to 1728.
+// sample is a Point as it is kept, without its limits: 48 bytes, of which a sandbox has up
+// to 1728.
 type sample struct {
-	at        int64   // milliseconds since 1970
-	cpu       float32 // percent of one processor
-	memoryKiB uint32
-	diskKiB   uint32
-}
-
-func newSample(at time.Time, cpuPct float64, memory, disk uint64) sample {
-	return sample{at: at.UnixMilli(), cpu: float32(cpuPct), memoryKiB: toKiB(memory), diskKiB: toKiB(disk)}
+	at                     int64   // milliseconds since 1970
+	cpu                    float32 // percent of one processor
+	memoryKiB              uint32
+	diskKiB                uint32
+	processes              uint32
+	sent, received         uint64  // bytes since the sandbox was made
+	sentRate, receivedRate float32 // bits per second
 }
 
 // toKiB rounds up, and stays at 4 TiB for what is more.
@@ -22,11 +22,13 @@ func toKiB(bytes uint64) uint32 {
 	return uint32(min(bytes/kib+min(bytes%kib, 1), 1<<32-1))
 }
 
-func (s sample) point() Point {
+func (s sample) point(limits Limits) Point {
 	const kib = 1 << 10
 	return Point{
 		Time: time.UnixMilli(s.at), CPUPct: float64(s.cpu),
-		MemoryBytes: uint64(s.memoryKiB) * kib, DiskBytes: uint64(s.diskKiB) * kib,
+		MemoryBytes: uint64(s.memoryKiB) * kib, DiskBytes: uint64(s.diskKiB) * kib, Processes: int(s.processes),
+		SentBytes: s.sent, ReceivedBytes: s.received, SentRate: float64(s.sentRate), ReceivedRate: float64(s.receivedRate),
+		Limits: limits,
 	}
 }
 
@@ -38,20 +40,20 @@ var resolutions = [...]struct{ step, span time.Duration }{
 	{5 * time.Minute, 24 * time.Hour},
 }
 
-const (
-	finest    = 0
-	maxPoints = 1200 // of the resolution that has most
-)
+const finest = 0
 
-// series is what is kept of one sandbox: a ring of samples for each resolution. It is not
-// safe for concurrent use.
-type series [len(resolutions)]ring
+// series is what is kept of one sandbox: a ring of samples for each resolution, and the
+// latest limits. It is not safe for concurrent use.
+type series struct {
+	rings  [len(resolutions)]ring
+	limits Limits
+}
 
 // newSeries returns an empty series.
 func newSeries() *series {
 	var s series
 	for i, r := range resolutions {
-		s[i].limit = int(r.span / r.step)
+		s.rings[i].limit = int(r.span / r.step)
 	}
 	return &s
 }
@@ -59,17 +61,17 @@ func newSeries() *series {
 // add appends a sample of now, and a sample to each coarser resolution whose step has ended
 // with the one before.
 func (s *series) add(now sample) {
-	fine := &s[finest]
+	fine := &s.rings[finest]
 	// The wall clock was set back: what it said before did not happen yet.
-	for i := range s {
-		s[i].dropFrom(now.at)
+	for i := range s.rings {
+		s.rings[i].dropFrom(now.at)
 	}
 	if fine.len() > 0 {
 		last := fine.at(fine.len() - 1)
-		for i := finest + 1; i < len(s); i++ {
+		for i := finest + 1; i < len(s.rings); i++ {
 			step := resolutions[i].step.Milliseconds()
 			if bucket := last.at / step; bucket != now.at/step {
-				s[i].push(s.summary(bucket*step, step))
+				s.rings[i].push(s.summary(bucket*step, step))
 			}
 		}
 	}
@@ -77,12 +79,12 @@ func (s *series) add(now sample) {
 }
 
 // summary is the one sample that stands for those of the finest resolution in the step that
-// begins at from: the mean of the cpu, the most memory, the latest disk. It has the time of
-// the latest.
+// begins at from: the mean of the cpu and of the network's rates, the most memory and processes,
+// and the latest of what is left. It has the time of the latest.
 func (s *series) summary(from, step int64) sample {
-	fine := &s[finest]
+	fine := &s.rings[finest]
 	var sum sample
-	var cpu float64
+	var cpu, sent, received float64
 	n := 0
 	for i := fine.len() - 1; i >= 0; i-- {
 		one := fine.at(i)
@@ -96,11 +98,15 @@ func (s *series) summary(from, step int64) sample {
 			sum = one
 		}
 		cpu += float64(one.cpu)
+		sent += float64(one.sentRate)
+		received += float64(one.receivedRate)
 		sum.memoryKiB = max(sum.memoryKiB, one.memoryKiB)
+		sum.processes = max(sum.processes, one.processes)
 		n++
 	}
 	if n > 0 {
 		sum.cpu = float32(cpu / float64(n))
+		sum.sentRate, sum.receivedRate = float32(sent/float64(n)), float32(received/float64(n))
 	}
 	return sum
 }
@@ -109,23 +115,32 @@ func (s *series) summary(from, step int64) sample {
 // spans what is asked for. The step that has not ended yet is a point too.
 func (s *series) since(from, now time.Time) []Point {
 	level := finest
-	for level < len(s)-1 && now.Sub(from) > resolutions[level].span {
+	for level < len(s.rings)-1 && now.Sub(from) > resolutions[level].span {
 		level++
 	}
 	var points []Point
-	for i := range s[level].len() {
-		if one := s[level].at(i); one.at >= from.UnixMilli() {
-			points = append(points, one.point())
+	for i := range s.rings[level].len() {
+		if one := s.rings[level].at(i); one.at >= from.UnixMilli() {
+			points = append(points, one.point(s.limits))
 		}
 	}
-	if fine := &s[finest]; level > finest && fine.len() > 0 {
+	if fine := &s.rings[finest]; level > finest && fine.len() > 0 {
 		step := resolutions[level].step.Milliseconds()
 		open := s.summary(fine.at(fine.len()-1).at/step*step, step)
 		if open.at >= from.UnixMilli() {
-			points = append(points, open.point())
+			points = append(points, open.point(s.limits))
 		}
 	}
 	return points
+}
+
+// latest is the newest sample; zero: there is none.
+func (s *series) latest() sample {
+	fine := &s.rings[finest]
+	if fine.len() == 0 {
+		return sample{}
+	}
+	return fine.at(fine.len() - 1)
 }
 
 // ring holds the latest samples up to a limit and grows only as far as it is filled.

@@ -1,6 +1,8 @@
 package metering
 
 import (
+	"encoding/binary"
+	"hash/crc32"
 	"math"
 	"testing"
 	"time"
@@ -12,18 +14,29 @@ import (
 // start is a time at which a step of every resolution begins.
 var start = time.Unix(1700000000, 0).Truncate(time.Hour)
 
-// filled returns a series of that many samples, two a second, with cpu, memory and disk
+// filled returns a series of that many samples, two a second, all of it
 // made from their number.
 func filled(n int) *series {
 	s := newSeries()
+	s.limits = someLimits
 	for i := range n {
 		s.add(nth(i))
 	}
 	return s
 }
 
+var someLimits = Limits{CPUPct: 200, MemoryBytes: 576 << 20, DiskBytes: 10 << 30, Processes: 256, NetworkBitsPerSecond: 1_000_000}
+
 func nth(i int) sample {
-	return newSample(start.Add(time.Duration(i)*sampleEvery), float64(i%60), uint64(i%60)<<20, uint64(i)<<10)
+	return sample{
+		at: start.Add(time.Duration(i) * sampleEvery).UnixMilli(), cpu: float32(i % 60), memoryKiB: uint32(i%60) << 10, diskKiB: uint32(i),
+		processes: uint32(i % 60), sent: uint64(i) * 1000, received: uint64(i) << 33, sentRate: float32(2 * (i % 60)), receivedRate: float32(4 * (i % 60)),
+	}
+}
+
+// newSample is one without a network.
+func newSample(at time.Time, cpuPct float64, memory, disk uint64) sample {
+	return sample{at: at.UnixMilli(), cpu: float32(cpuPct), memoryKiB: toKiB(memory), diskKiB: toKiB(disk)}
 }
 
 func TestResolutions(t *testing.T) {
@@ -55,8 +68,8 @@ func TestResolutions(t *testing.T) {
 			t.Errorf("%v back: the latest point is %v old", test.back, now.Sub(last.Time))
 		}
 	}
-	for i := range s {
-		if got, most := cap(s[i].samples), 2*s[i].limit; got > most {
+	for i := range s.rings {
+		if got, most := cap(s.rings[i].samples), 2*s.rings[i].limit; got > most {
 			t.Errorf("resolution %d has room for %d samples", i, got)
 		}
 	}
@@ -69,9 +82,12 @@ func TestASummaryIsMeanMostAndLatest(t *testing.T) {
 	var want []Point
 	for i := range 3 {
 		latest := 60*i + 59
-		want = append(want, Point{start.Add(time.Duration(latest) * sampleEvery), 29.5, 59 << 20, uint64(latest) << 10})
+		want = append(want, Point{
+			Time: start.Add(time.Duration(latest) * sampleEvery), CPUPct: 29.5, MemoryBytes: 59 << 20, DiskBytes: uint64(latest) << 10, Processes: 59,
+			SentBytes: uint64(latest) * 1000, ReceivedBytes: uint64(latest) << 33, SentRate: 59, ReceivedRate: 118, Limits: someLimits,
+		})
 	}
-	want = append(want, Point{now, 0, 0, 180 << 10})
+	want = append(want, Point{Time: now, DiskBytes: 180 << 10, SentBytes: 180_000, ReceivedBytes: 180 << 33, Limits: someLimits})
 	if diff := cmp.Diff(want, points, cmpopts.EquateApproxTime(0)); diff != "" {
 		t.Error(diff)
 	}
@@ -106,9 +122,10 @@ func TestAClockThatIsSetBack(t *testing.T) {
 		s.add(newSample(back.Add(time.Duration(i)*sampleEvery), 1, 1, 1))
 	}
 	now := back.Add(5 * time.Second)
-	for level := range s {
-		for i := 1; i < s[level].len(); i++ {
-			if s[level].at(i).at <= s[level].at(i-1).at {
+	for level := range s.rings {
+		r := &s.rings[level]
+		for i := 1; i < r.len(); i++ {
+			if r.at(i).at <= r.at(i-1).at {
 				t.Fatalf("resolution %d is not in order at %d", level, i)
 			}
 		}
@@ -124,7 +141,7 @@ func TestAClockThatIsSetBack(t *testing.T) {
 
 func TestLargeFigures(t *testing.T) {
 	const tib = 1 << 40
-	p := newSample(start, 6400.25, 3*tib+1, math.MaxUint64).point()
+	p := newSample(start, 6400.25, 3*tib+1, math.MaxUint64).point(Limits{})
 	if p.CPUPct != 6400.25 || p.MemoryBytes != 3*tib+1<<10 || p.DiskBytes != 4*tib-1<<10 {
 		t.Errorf("%+v", p)
 	}
@@ -152,11 +169,58 @@ func TestAFileComesBackAsItWas(t *testing.T) {
 	}
 }
 
+// encodeFirst writes a series as the first version of the format had it.
+func encodeFirst(s *series) []byte {
+	data := []byte(firstMagic)
+	for i := range s.rings {
+		r := &s.rings[i]
+		data = binary.AppendUvarint(data, uint64(r.len()))
+		var last fields
+		for k := range r.len() {
+			next := r.at(k).fields()
+			for j := range firstFields {
+				data = binary.AppendVarint(data, next[j]-last[j])
+			}
+			last = next
+		}
+	}
+	return binary.BigEndian.AppendUint32(data, crc32.Checksum(data, castagnoli))
+}
+
+// What a server before this one has kept is there, and goes on.
+func TestAFileOfTheFirstVersionIsRead(t *testing.T) {
+	const n = 5000
+	s := filled(n)
+	back, err := decode(encodeFirst(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := start.Add((n - 1) * sampleEvery)
+	lacks := cmpopts.IgnoreFields(Point{}, "Processes", "SentBytes", "ReceivedBytes", "SentRate", "ReceivedRate", "Limits")
+	for _, r := range resolutions {
+		if diff := cmp.Diff(s.since(now.Add(-r.span), now), back.since(now.Add(-r.span), now), lacks); diff != "" {
+			t.Fatalf("%v: %s", r.span, diff)
+		}
+	}
+	back.limits = someLimits
+	back.add(nth(n))
+	again, err := decode(back.encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(sampleEvery)
+	points := again.since(now.Add(-time.Minute), now)
+	if last := points[len(points)-1]; last.Processes != n%60 || last.ReceivedBytes != n<<33 || points[0].Limits != someLimits {
+		t.Errorf("%+v", last)
+	}
+}
+
 func TestAnIdleSandboxTakesLittleRoom(t *testing.T) {
 	s := newSeries()
 	const n = 200_000
 	for i := range n {
-		s.add(newSample(start.Add(time.Duration(i)*sampleEvery), 0.1, 20<<20, 1<<20))
+		jitter := time.Duration(i%3) * time.Millisecond // no two steps are quite alike
+		s.add(newSample(start.Add(time.Duration(i)*sampleEvery+jitter), 0.1*float64(i%2), 20<<20, 1<<20))
 	}
 	if got := len(s.encode()); got > 12<<10 {
 		t.Errorf("%d bytes", got)
@@ -168,6 +232,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add(filled(n).encode())
 	}
 	f.Add([]byte(magic))
+	f.Add(encodeFirst(filled(1300)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		decodeBoth(t, data)
 	})
@@ -181,9 +246,9 @@ func decodeBoth(t *testing.T, data []byte) {
 		if err != nil {
 			continue
 		}
-		for i := range s {
-			if s[i].len() > s[i].limit {
-				t.Errorf("%d samples in resolution %d", s[i].len(), i)
+		for i := range s.rings {
+			if r := &s.rings[i]; r.len() > r.limit {
+				t.Errorf("%d samples in resolution %d", r.len(), i)
 			}
 		}
 		_ = s.since(time.Time{}, start)

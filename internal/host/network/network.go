@@ -136,6 +136,8 @@ type Network struct {
 
 	// retiring counts the slots that are being given back with nobody waiting for it.
 	retiring sync.WaitGroup
+
+	counts linkCounts
 }
 
 // Open makes the host ready for slots: it turns on forwarding and puts the nftables table

@@ -53,8 +53,16 @@ func (s *server) GetMetrics(_ context.Context, req *connect.Request[hostv1.GetMe
 	resp := &hostv1.GetMetricsResponse{}
 	for _, p := range points {
 		resp.Points = append(resp.Points, &hostv1.GetMetricsResponse_Point{
-			Time: timestamppb.New(p.Time), CpuPct: p.CPUPct, MemoryBytes: p.MemoryBytes, DiskBytes: p.DiskBytes,
+			Time: timestamppb.New(p.Time), CpuPct: p.CPUPct, MemoryBytes: p.MemoryBytes, DiskBytes: p.DiskBytes, Processes: uint32(p.Processes),
+			SentBytes: p.SentBytes, ReceivedBytes: p.ReceivedBytes, SentRate: p.SentRate, ReceivedRate: p.ReceivedRate,
 		})
+	}
+	if n := len(points); n > 0 {
+		l := points[n-1].Limits // all have the same
+		resp.Limits = &hostv1.GetMetricsResponse_Limits{
+			CpuPct: l.CPUPct, MemoryBytes: l.MemoryBytes, DiskBytes: l.DiskBytes, Processes: uint32(l.Processes),
+			NetworkBitsPerSecond: l.NetworkBitsPerSecond,
+		}
 	}
 	return connect.NewResponse(resp), nil
 }

@@ -46,8 +46,12 @@ func TestPausesAreTranslated(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p := metrics.Msg.GetPoints(); len(p) != 1 || p[0].GetTime().AsTime().Unix() != 90 || p[0].GetCpuPct() != 12.5 || p[0].GetMemoryBytes() != 3 || p[0].GetDiskBytes() != 4 {
+	if p := metrics.Msg.GetPoints(); len(p) != 1 || p[0].GetTime().AsTime().Unix() != 90 || p[0].GetCpuPct() != 12.5 || p[0].GetMemoryBytes() != 3 || p[0].GetDiskBytes() != 4 ||
+		p[0].GetProcesses() != 5 || p[0].GetSentBytes() != 6 || p[0].GetReceivedBytes() != 7 || p[0].GetSentRate() != 8 || p[0].GetReceivedRate() != 9 {
 		t.Errorf("points %v", p)
+	}
+	if l := metrics.Msg.GetLimits(); l.GetCpuPct() != 100 || l.GetMemoryBytes() != 30 || l.GetDiskBytes() != 40 || l.GetProcesses() != 50 || l.GetNetworkBitsPerSecond() != 80 {
+		t.Errorf("limits %v", l)
 	}
 }
 

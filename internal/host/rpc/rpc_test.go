@@ -78,7 +78,8 @@ func (fakeHost) Metrics(id string, d time.Duration) ([]metering.Point, error) {
 	if id != "sba" {
 		return nil, fault.New(fault.NotFound, "sandbox %q does not exist", id)
 	}
-	return []metering.Point{{Time: time.Unix(int64(d.Seconds()), 0), CPUPct: 12.5, MemoryBytes: 3, DiskBytes: 4}}, nil
+	return []metering.Point{{Time: time.Unix(int64(d.Seconds()), 0), CPUPct: 12.5, MemoryBytes: 3, DiskBytes: 4, Processes: 5, SentBytes: 6, ReceivedBytes: 7,
+		SentRate: 8, ReceivedRate: 9, Limits: metering.Limits{CPUPct: 100, MemoryBytes: 30, DiskBytes: 40, Processes: 50, NetworkBitsPerSecond: 80}}}, nil
 }
 
 func (fakeHost) Max() sandbox.Resources {

@@ -66,10 +66,15 @@ type Meter interface {
 type Usage struct {
 	// CPU is the time that it has had so far, of all processors together.
 	CPU time.Duration
-	// MemoryBytes is what it holds now, without what the host's kernel could take back.
-	MemoryBytes uint64
+	// MemoryBytes is what it holds now, without what the host's kernel could take back, and
+	// MemoryLimitBytes where the host ends it: its guest's limit and what the driver needs.
+	MemoryBytes, MemoryLimitBytes uint64
 	// DiskBytes is what its guest has written and not removed.
 	DiskBytes uint64
+	// Processes is how many tasks, which are processes and their threads, the guest has of
+	// those that it may have ProcessLimit of, when it was last asked: a moment ago, or half a
+	// minute of a guest that does next to nothing. Both are 0 when nobody knows.
+	Processes, ProcessLimit int
 }
 
 // Spec is what a sandbox is made of.
@@ -114,8 +119,8 @@ type Limits struct {
 	MemoryMB int
 	// DiskMB bounds what the guest may write to its root file system, in MiB.
 	DiskMB int
-	// Processes is how many tasks the guest may have; a driver allows the host tasks
-	// that it needs to run so many.
+	// Processes is how many tasks the guest may have, to which the guest daemon holds it; a
+	// driver allows the host tasks that it needs to run so many.
 	Processes int
 }
 

@@ -175,6 +175,8 @@ func (n fakeNetwork) Unhold(_ context.Context, s network.Slot) error {
 
 func (n fakeNetwork) SetRate(context.Context, network.Slot, int64, int64) error { return nil }
 
+func (n fakeNetwork) Passed(network.Slot) (up, down uint64, err error) { return 0, 0, nil }
+
 func (n fakeNetwork) Sweep(_ context.Context, keep []int) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

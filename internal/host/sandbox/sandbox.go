@@ -83,6 +83,8 @@ type Traffic interface {
 	Unhold(ctx context.Context, slot network.Slot) error
 	// SetRate bounds what goes up from the guest and down to it, in bits per second.
 	SetRate(ctx context.Context, slot network.Slot, up, down int64) error
+	// Passed returns how many bytes have gone up from the guest and down to it.
+	Passed(slot network.Slot) (up, down uint64, err error)
 }
 
 // Runtime runs sandboxes and writes them down; what it runs outlives this process.

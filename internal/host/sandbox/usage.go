@@ -6,7 +6,6 @@ import (
 
 	"github.com/wrenn-sandbox/wrenn/internal/fault"
 	"github.com/wrenn-sandbox/wrenn/internal/host/metering"
-	"github.com/wrenn-sandbox/wrenn/internal/host/runtime"
 )
 
 // Metrics returns what a sandbox has used in the time d until now, oldest first, also of the
@@ -18,8 +17,8 @@ func (s *Service) Metrics(id string, d time.Duration) ([]metering.Point, error) 
 	return s.meter.Range(id, d)
 }
 
-// usage asks the runtime, which may know the sandbox's run by another id.
-func (s *Service) usage(ctx context.Context, id string) (runtime.Usage, error) {
+// usage asks the runtime, which may know the sandbox's run by another id, and the network.
+func (s *Service) usage(ctx context.Context, id string) (use metering.Use, err error) {
 	s.mu.Lock()
 	e, err := s.find(id)
 	if err == nil && e.run == nil {
@@ -27,11 +26,22 @@ func (s *Service) usage(ctx context.Context, id string) (runtime.Usage, error) {
 	}
 	if err != nil {
 		s.mu.Unlock()
-		return runtime.Usage{}, err
+		return use, err
 	}
-	run := e.run.id
+	run, slot, may := e.run.id, e.run.slot, e.sandbox.Resources
 	s.mu.Unlock()
-	return s.cfg.Runtime.Usage(ctx, run)
+	if use.Usage, err = s.cfg.Runtime.Usage(ctx, run); err != nil {
+		return use, err
+	}
+	if use.SentBytes, use.ReceivedBytes, err = s.cfg.Network.Passed(slot); err != nil {
+		return use, err
+	}
+	const percent = 100
+	use.Limits = metering.Limits{
+		CPUPct: percent * float64(may.VCPUs), MemoryBytes: use.MemoryLimitBytes, DiskBytes: uint64(may.DiskMB) * mib,
+		Processes: use.ProcessLimit, NetworkBitsPerSecond: uint64(s.cfg.NetworkRate),
+	}
+	return use, nil
 }
 
 // GuestDirs returns the directories of guest daemons that sandboxes and snapshots need.

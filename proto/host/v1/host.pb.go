@@ -1167,7 +1167,9 @@ func (x *GetMetricsRequest) GetRangeSeconds() uint32 {
 type GetMetricsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Oldest first.
-	Points        []*GetMetricsResponse_Point `protobuf:"bytes,1,rep,name=points,proto3" json:"points,omitempty"`
+	Points []*GetMetricsResponse_Point `protobuf:"bytes,1,rep,name=points,proto3" json:"points,omitempty"`
+	// The latest that are known.
+	Limits        *GetMetricsResponse_Limits `protobuf:"bytes,2,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1205,6 +1207,13 @@ func (*GetMetricsResponse) Descriptor() ([]byte, []int) {
 func (x *GetMetricsResponse) GetPoints() []*GetMetricsResponse_Point {
 	if x != nil {
 		return x.Points
+	}
+	return nil
+}
+
+func (x *GetMetricsResponse) GetLimits() *GetMetricsResponse_Limits {
+	if x != nil {
+		return x.Limits
 	}
 	return nil
 }
@@ -3702,9 +3711,17 @@ type GetMetricsResponse_Point struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
 	// Of one processor: a sandbox that keeps two busy uses 200.
-	CpuPct        float64 `protobuf:"fixed64,2,opt,name=cpu_pct,json=cpuPct,proto3" json:"cpu_pct,omitempty"`
-	MemoryBytes   uint64  `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	DiskBytes     uint64  `protobuf:"varint,4,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	CpuPct      float64 `protobuf:"fixed64,2,opt,name=cpu_pct,json=cpuPct,proto3" json:"cpu_pct,omitempty"`
+	MemoryBytes uint64  `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	DiskBytes   uint64  `protobuf:"varint,4,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	// Processes and their threads.
+	Processes uint32 `protobuf:"varint,5,opt,name=processes,proto3" json:"processes,omitempty"`
+	// Since the sandbox was made.
+	SentBytes     uint64 `protobuf:"varint,6,opt,name=sent_bytes,json=sentBytes,proto3" json:"sent_bytes,omitempty"`
+	ReceivedBytes uint64 `protobuf:"varint,7,opt,name=received_bytes,json=receivedBytes,proto3" json:"received_bytes,omitempty"`
+	// Bits per second.
+	SentRate      float64 `protobuf:"fixed64,8,opt,name=sent_rate,json=sentRate,proto3" json:"sent_rate,omitempty"`
+	ReceivedRate  float64 `protobuf:"fixed64,9,opt,name=received_rate,json=receivedRate,proto3" json:"received_rate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3767,6 +3784,119 @@ func (x *GetMetricsResponse_Point) GetDiskBytes() uint64 {
 	return 0
 }
 
+func (x *GetMetricsResponse_Point) GetProcesses() uint32 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *GetMetricsResponse_Point) GetSentBytes() uint64 {
+	if x != nil {
+		return x.SentBytes
+	}
+	return 0
+}
+
+func (x *GetMetricsResponse_Point) GetReceivedBytes() uint64 {
+	if x != nil {
+		return x.ReceivedBytes
+	}
+	return 0
+}
+
+func (x *GetMetricsResponse_Point) GetSentRate() float64 {
+	if x != nil {
+		return x.SentRate
+	}
+	return 0
+}
+
+func (x *GetMetricsResponse_Point) GetReceivedRate() float64 {
+	if x != nil {
+		return x.ReceivedRate
+	}
+	return 0
+}
+
+// Zeroes: there is no limit, or none is known.
+type GetMetricsResponse_Limits struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	CpuPct      float64                `protobuf:"fixed64,1,opt,name=cpu_pct,json=cpuPct,proto3" json:"cpu_pct,omitempty"`
+	MemoryBytes uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	DiskBytes   uint64                 `protobuf:"varint,3,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	Processes   uint32                 `protobuf:"varint,4,opt,name=processes,proto3" json:"processes,omitempty"`
+	// Each way.
+	NetworkBitsPerSecond uint64 `protobuf:"varint,5,opt,name=network_bits_per_second,json=networkBitsPerSecond,proto3" json:"network_bits_per_second,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *GetMetricsResponse_Limits) Reset() {
+	*x = GetMetricsResponse_Limits{}
+	mi := &file_host_v1_host_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetMetricsResponse_Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetMetricsResponse_Limits) ProtoMessage() {}
+
+func (x *GetMetricsResponse_Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_host_v1_host_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetMetricsResponse_Limits.ProtoReflect.Descriptor instead.
+func (*GetMetricsResponse_Limits) Descriptor() ([]byte, []int) {
+	return file_host_v1_host_proto_rawDescGZIP(), []int{17, 1}
+}
+
+func (x *GetMetricsResponse_Limits) GetCpuPct() float64 {
+	if x != nil {
+		return x.CpuPct
+	}
+	return 0
+}
+
+func (x *GetMetricsResponse_Limits) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *GetMetricsResponse_Limits) GetDiskBytes() uint64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *GetMetricsResponse_Limits) GetProcesses() uint32 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *GetMetricsResponse_Limits) GetNetworkBitsPerSecond() uint64 {
+	if x != nil {
+		return x.NetworkBitsPerSecond
+	}
+	return 0
+}
+
 type SetWarmRequest_Warm struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	SnapshotId string                 `protobuf:"bytes,1,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
@@ -3778,7 +3908,7 @@ type SetWarmRequest_Warm struct {
 
 func (x *SetWarmRequest_Warm) Reset() {
 	*x = SetWarmRequest_Warm{}
-	mi := &file_host_v1_host_proto_msgTypes[62]
+	mi := &file_host_v1_host_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3790,7 +3920,7 @@ func (x *SetWarmRequest_Warm) String() string {
 func (*SetWarmRequest_Warm) ProtoMessage() {}
 
 func (x *SetWarmRequest_Warm) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[62]
+	mi := &file_host_v1_host_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3828,7 +3958,7 @@ type WatchSandboxesResponse_Synced struct {
 
 func (x *WatchSandboxesResponse_Synced) Reset() {
 	*x = WatchSandboxesResponse_Synced{}
-	mi := &file_host_v1_host_proto_msgTypes[63]
+	mi := &file_host_v1_host_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3840,7 +3970,7 @@ func (x *WatchSandboxesResponse_Synced) String() string {
 func (*WatchSandboxesResponse_Synced) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse_Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[63]
+	mi := &file_host_v1_host_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3869,7 +3999,7 @@ type ProcessEvent_Start struct {
 
 func (x *ProcessEvent_Start) Reset() {
 	*x = ProcessEvent_Start{}
-	mi := &file_host_v1_host_proto_msgTypes[65]
+	mi := &file_host_v1_host_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3881,7 +4011,7 @@ func (x *ProcessEvent_Start) String() string {
 func (*ProcessEvent_Start) ProtoMessage() {}
 
 func (x *ProcessEvent_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[65]
+	mi := &file_host_v1_host_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3932,7 +4062,7 @@ type ProcessEvent_End struct {
 
 func (x *ProcessEvent_End) Reset() {
 	*x = ProcessEvent_End{}
-	mi := &file_host_v1_host_proto_msgTypes[66]
+	mi := &file_host_v1_host_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3944,7 +4074,7 @@ func (x *ProcessEvent_End) String() string {
 func (*ProcessEvent_End) ProtoMessage() {}
 
 func (x *ProcessEvent_End) ProtoReflect() protoreflect.Message {
-	mi := &file_host_v1_host_proto_msgTypes[66]
+	mi := &file_host_v1_host_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4051,15 +4181,29 @@ const file_host_v1_host_proto_rawDesc = "" +
 	"\x06copies\x18\x01 \x03(\v2\x16.wrenn.host.v1.SandboxR\x06copies\"H\n" +
 	"\x11GetMetricsRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
-	"\rrange_seconds\x18\x02 \x01(\rR\frangeSeconds\"\xea\x01\n" +
+	"\rrange_seconds\x18\x02 \x01(\rR\frangeSeconds\"\x8d\x05\n" +
 	"\x12GetMetricsResponse\x12?\n" +
-	"\x06points\x18\x01 \x03(\v2'.wrenn.host.v1.GetMetricsResponse.PointR\x06points\x1a\x92\x01\n" +
+	"\x06points\x18\x01 \x03(\v2'.wrenn.host.v1.GetMetricsResponse.PointR\x06points\x12@\n" +
+	"\x06limits\x18\x02 \x01(\v2(.wrenn.host.v1.GetMetricsResponse.LimitsR\x06limits\x1a\xb8\x02\n" +
 	"\x05Point\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x17\n" +
 	"\acpu_pct\x18\x02 \x01(\x01R\x06cpuPct\x12!\n" +
 	"\fmemory_bytes\x18\x03 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
-	"disk_bytes\x18\x04 \x01(\x04R\tdiskBytes\"\xc9\x02\n" +
+	"disk_bytes\x18\x04 \x01(\x04R\tdiskBytes\x12\x1c\n" +
+	"\tprocesses\x18\x05 \x01(\rR\tprocesses\x12\x1d\n" +
+	"\n" +
+	"sent_bytes\x18\x06 \x01(\x04R\tsentBytes\x12%\n" +
+	"\x0ereceived_bytes\x18\a \x01(\x04R\rreceivedBytes\x12\x1b\n" +
+	"\tsent_rate\x18\b \x01(\x01R\bsentRate\x12#\n" +
+	"\rreceived_rate\x18\t \x01(\x01R\freceivedRate\x1a\xb8\x01\n" +
+	"\x06Limits\x12\x17\n" +
+	"\acpu_pct\x18\x01 \x01(\x01R\x06cpuPct\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\x12\x1c\n" +
+	"\tprocesses\x18\x04 \x01(\rR\tprocesses\x125\n" +
+	"\x17network_bits_per_second\x18\x05 \x01(\x04R\x14networkBitsPerSecond\"\xc9\x02\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -4315,7 +4459,7 @@ func file_host_v1_host_proto_rawDescGZIP() []byte {
 }
 
 var file_host_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_host_v1_host_proto_goTypes = []any{
 	(SandboxStatus)(0),                    // 0: wrenn.host.v1.SandboxStatus
 	(Signal)(0),                           // 1: wrenn.host.v1.Signal
@@ -4382,20 +4526,21 @@ var file_host_v1_host_proto_goTypes = []any{
 	(*RemoveFileResponse)(nil),            // 62: wrenn.host.v1.RemoveFileResponse
 	nil,                                   // 63: wrenn.host.v1.CreateSandboxRequest.EnvEntry
 	(*GetMetricsResponse_Point)(nil),      // 64: wrenn.host.v1.GetMetricsResponse.Point
-	(*SetWarmRequest_Warm)(nil),           // 65: wrenn.host.v1.SetWarmRequest.Warm
-	(*WatchSandboxesResponse_Synced)(nil), // 66: wrenn.host.v1.WatchSandboxesResponse.Synced
-	nil,                                   // 67: wrenn.host.v1.StartProcessRequest.EnvsEntry
-	(*ProcessEvent_Start)(nil),            // 68: wrenn.host.v1.ProcessEvent.Start
-	(*ProcessEvent_End)(nil),              // 69: wrenn.host.v1.ProcessEvent.End
-	(*timestamppb.Timestamp)(nil),         // 70: google.protobuf.Timestamp
+	(*GetMetricsResponse_Limits)(nil),     // 65: wrenn.host.v1.GetMetricsResponse.Limits
+	(*SetWarmRequest_Warm)(nil),           // 66: wrenn.host.v1.SetWarmRequest.Warm
+	(*WatchSandboxesResponse_Synced)(nil), // 67: wrenn.host.v1.WatchSandboxesResponse.Synced
+	nil,                                   // 68: wrenn.host.v1.StartProcessRequest.EnvsEntry
+	(*ProcessEvent_Start)(nil),            // 69: wrenn.host.v1.ProcessEvent.Start
+	(*ProcessEvent_End)(nil),              // 70: wrenn.host.v1.ProcessEvent.End
+	(*timestamppb.Timestamp)(nil),         // 71: google.protobuf.Timestamp
 }
 var file_host_v1_host_proto_depIdxs = []int32{
 	0,  // 0: wrenn.host.v1.Sandbox.status:type_name -> wrenn.host.v1.SandboxStatus
 	3,  // 1: wrenn.host.v1.Sandbox.resources:type_name -> wrenn.host.v1.Resources
-	70, // 2: wrenn.host.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	70, // 3: wrenn.host.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
-	70, // 4: wrenn.host.v1.Sandbox.last_active_at:type_name -> google.protobuf.Timestamp
-	70, // 5: wrenn.host.v1.Sandbox.paused_at:type_name -> google.protobuf.Timestamp
+	71, // 2: wrenn.host.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	71, // 3: wrenn.host.v1.Sandbox.started_at:type_name -> google.protobuf.Timestamp
+	71, // 4: wrenn.host.v1.Sandbox.last_active_at:type_name -> google.protobuf.Timestamp
+	71, // 5: wrenn.host.v1.Sandbox.paused_at:type_name -> google.protobuf.Timestamp
 	3,  // 6: wrenn.host.v1.GetHostResponse.max_resources:type_name -> wrenn.host.v1.Resources
 	3,  // 7: wrenn.host.v1.CreateSandboxRequest.resources:type_name -> wrenn.host.v1.Resources
 	63, // 8: wrenn.host.v1.CreateSandboxRequest.env:type_name -> wrenn.host.v1.CreateSandboxRequest.EnvEntry
@@ -4405,92 +4550,93 @@ var file_host_v1_host_proto_depIdxs = []int32{
 	4,  // 12: wrenn.host.v1.ResumeSandboxResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
 	4,  // 13: wrenn.host.v1.ForkSandboxResponse.copies:type_name -> wrenn.host.v1.Sandbox
 	64, // 14: wrenn.host.v1.GetMetricsResponse.points:type_name -> wrenn.host.v1.GetMetricsResponse.Point
-	3,  // 15: wrenn.host.v1.Snapshot.resources:type_name -> wrenn.host.v1.Resources
-	70, // 16: wrenn.host.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
-	21, // 17: wrenn.host.v1.CreateSnapshotResponse.snapshot:type_name -> wrenn.host.v1.Snapshot
-	21, // 18: wrenn.host.v1.ListSnapshotsResponse.snapshots:type_name -> wrenn.host.v1.Snapshot
-	65, // 19: wrenn.host.v1.SetWarmRequest.warm:type_name -> wrenn.host.v1.SetWarmRequest.Warm
-	4,  // 20: wrenn.host.v1.WatchSandboxesResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
-	66, // 21: wrenn.host.v1.WatchSandboxesResponse.synced:type_name -> wrenn.host.v1.WatchSandboxesResponse.Synced
-	67, // 22: wrenn.host.v1.StartProcessRequest.envs:type_name -> wrenn.host.v1.StartProcessRequest.EnvsEntry
-	33, // 23: wrenn.host.v1.StartProcessRequest.terminal:type_name -> wrenn.host.v1.TerminalSize
-	37, // 24: wrenn.host.v1.ConnectProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	35, // 25: wrenn.host.v1.ConnectProcessRequest.from:type_name -> wrenn.host.v1.OutputOffset
-	68, // 26: wrenn.host.v1.ProcessEvent.start:type_name -> wrenn.host.v1.ProcessEvent.Start
-	69, // 27: wrenn.host.v1.ProcessEvent.end:type_name -> wrenn.host.v1.ProcessEvent.End
-	38, // 28: wrenn.host.v1.ListProcessesResponse.processes:type_name -> wrenn.host.v1.Process
-	41, // 29: wrenn.host.v1.ListPortsResponse.ports:type_name -> wrenn.host.v1.Port
-	37, // 30: wrenn.host.v1.SendInputRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	37, // 31: wrenn.host.v1.ResizeTerminalRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	33, // 32: wrenn.host.v1.ResizeTerminalRequest.size:type_name -> wrenn.host.v1.TerminalSize
-	37, // 33: wrenn.host.v1.CloseStdinRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	37, // 34: wrenn.host.v1.SignalProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
-	1,  // 35: wrenn.host.v1.SignalProcessRequest.signal:type_name -> wrenn.host.v1.Signal
-	2,  // 36: wrenn.host.v1.FileEntry.type:type_name -> wrenn.host.v1.FileType
-	70, // 37: wrenn.host.v1.FileEntry.modified_at:type_name -> google.protobuf.Timestamp
-	52, // 38: wrenn.host.v1.StatFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	52, // 39: wrenn.host.v1.ListDirectoryResponse.entries:type_name -> wrenn.host.v1.FileEntry
-	52, // 40: wrenn.host.v1.MakeDirectoryResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	52, // 41: wrenn.host.v1.MoveFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
-	70, // 42: wrenn.host.v1.GetMetricsResponse.Point.time:type_name -> google.protobuf.Timestamp
-	35, // 43: wrenn.host.v1.ProcessEvent.Start.offset:type_name -> wrenn.host.v1.OutputOffset
-	5,  // 44: wrenn.host.v1.HostService.GetHost:input_type -> wrenn.host.v1.GetHostRequest
-	7,  // 45: wrenn.host.v1.HostService.CreateSandbox:input_type -> wrenn.host.v1.CreateSandboxRequest
-	9,  // 46: wrenn.host.v1.HostService.GetSandbox:input_type -> wrenn.host.v1.GetSandboxRequest
-	11, // 47: wrenn.host.v1.HostService.DestroySandbox:input_type -> wrenn.host.v1.DestroySandboxRequest
-	13, // 48: wrenn.host.v1.HostService.PauseSandbox:input_type -> wrenn.host.v1.PauseSandboxRequest
-	15, // 49: wrenn.host.v1.HostService.ResumeSandbox:input_type -> wrenn.host.v1.ResumeSandboxRequest
-	17, // 50: wrenn.host.v1.HostService.ForkSandbox:input_type -> wrenn.host.v1.ForkSandboxRequest
-	19, // 51: wrenn.host.v1.HostService.GetMetrics:input_type -> wrenn.host.v1.GetMetricsRequest
-	22, // 52: wrenn.host.v1.HostService.CreateSnapshot:input_type -> wrenn.host.v1.CreateSnapshotRequest
-	24, // 53: wrenn.host.v1.HostService.ListSnapshots:input_type -> wrenn.host.v1.ListSnapshotsRequest
-	26, // 54: wrenn.host.v1.HostService.DeleteSnapshot:input_type -> wrenn.host.v1.DeleteSnapshotRequest
-	28, // 55: wrenn.host.v1.HostService.SetWarm:input_type -> wrenn.host.v1.SetWarmRequest
-	30, // 56: wrenn.host.v1.HostService.WatchSandboxes:input_type -> wrenn.host.v1.WatchSandboxesRequest
-	32, // 57: wrenn.host.v1.HostService.StartProcess:input_type -> wrenn.host.v1.StartProcessRequest
-	34, // 58: wrenn.host.v1.HostService.ConnectProcess:input_type -> wrenn.host.v1.ConnectProcessRequest
-	39, // 59: wrenn.host.v1.HostService.ListProcesses:input_type -> wrenn.host.v1.ListProcessesRequest
-	42, // 60: wrenn.host.v1.HostService.ListPorts:input_type -> wrenn.host.v1.ListPortsRequest
-	44, // 61: wrenn.host.v1.HostService.SendInput:input_type -> wrenn.host.v1.SendInputRequest
-	48, // 62: wrenn.host.v1.HostService.CloseStdin:input_type -> wrenn.host.v1.CloseStdinRequest
-	50, // 63: wrenn.host.v1.HostService.SignalProcess:input_type -> wrenn.host.v1.SignalProcessRequest
-	46, // 64: wrenn.host.v1.HostService.ResizeTerminal:input_type -> wrenn.host.v1.ResizeTerminalRequest
-	53, // 65: wrenn.host.v1.HostService.StatFile:input_type -> wrenn.host.v1.StatFileRequest
-	55, // 66: wrenn.host.v1.HostService.ListDirectory:input_type -> wrenn.host.v1.ListDirectoryRequest
-	57, // 67: wrenn.host.v1.HostService.MakeDirectory:input_type -> wrenn.host.v1.MakeDirectoryRequest
-	59, // 68: wrenn.host.v1.HostService.MoveFile:input_type -> wrenn.host.v1.MoveFileRequest
-	61, // 69: wrenn.host.v1.HostService.RemoveFile:input_type -> wrenn.host.v1.RemoveFileRequest
-	6,  // 70: wrenn.host.v1.HostService.GetHost:output_type -> wrenn.host.v1.GetHostResponse
-	8,  // 71: wrenn.host.v1.HostService.CreateSandbox:output_type -> wrenn.host.v1.CreateSandboxResponse
-	10, // 72: wrenn.host.v1.HostService.GetSandbox:output_type -> wrenn.host.v1.GetSandboxResponse
-	12, // 73: wrenn.host.v1.HostService.DestroySandbox:output_type -> wrenn.host.v1.DestroySandboxResponse
-	14, // 74: wrenn.host.v1.HostService.PauseSandbox:output_type -> wrenn.host.v1.PauseSandboxResponse
-	16, // 75: wrenn.host.v1.HostService.ResumeSandbox:output_type -> wrenn.host.v1.ResumeSandboxResponse
-	18, // 76: wrenn.host.v1.HostService.ForkSandbox:output_type -> wrenn.host.v1.ForkSandboxResponse
-	20, // 77: wrenn.host.v1.HostService.GetMetrics:output_type -> wrenn.host.v1.GetMetricsResponse
-	23, // 78: wrenn.host.v1.HostService.CreateSnapshot:output_type -> wrenn.host.v1.CreateSnapshotResponse
-	25, // 79: wrenn.host.v1.HostService.ListSnapshots:output_type -> wrenn.host.v1.ListSnapshotsResponse
-	27, // 80: wrenn.host.v1.HostService.DeleteSnapshot:output_type -> wrenn.host.v1.DeleteSnapshotResponse
-	29, // 81: wrenn.host.v1.HostService.SetWarm:output_type -> wrenn.host.v1.SetWarmResponse
-	31, // 82: wrenn.host.v1.HostService.WatchSandboxes:output_type -> wrenn.host.v1.WatchSandboxesResponse
-	36, // 83: wrenn.host.v1.HostService.StartProcess:output_type -> wrenn.host.v1.ProcessEvent
-	36, // 84: wrenn.host.v1.HostService.ConnectProcess:output_type -> wrenn.host.v1.ProcessEvent
-	40, // 85: wrenn.host.v1.HostService.ListProcesses:output_type -> wrenn.host.v1.ListProcessesResponse
-	43, // 86: wrenn.host.v1.HostService.ListPorts:output_type -> wrenn.host.v1.ListPortsResponse
-	45, // 87: wrenn.host.v1.HostService.SendInput:output_type -> wrenn.host.v1.SendInputResponse
-	49, // 88: wrenn.host.v1.HostService.CloseStdin:output_type -> wrenn.host.v1.CloseStdinResponse
-	51, // 89: wrenn.host.v1.HostService.SignalProcess:output_type -> wrenn.host.v1.SignalProcessResponse
-	47, // 90: wrenn.host.v1.HostService.ResizeTerminal:output_type -> wrenn.host.v1.ResizeTerminalResponse
-	54, // 91: wrenn.host.v1.HostService.StatFile:output_type -> wrenn.host.v1.StatFileResponse
-	56, // 92: wrenn.host.v1.HostService.ListDirectory:output_type -> wrenn.host.v1.ListDirectoryResponse
-	58, // 93: wrenn.host.v1.HostService.MakeDirectory:output_type -> wrenn.host.v1.MakeDirectoryResponse
-	60, // 94: wrenn.host.v1.HostService.MoveFile:output_type -> wrenn.host.v1.MoveFileResponse
-	62, // 95: wrenn.host.v1.HostService.RemoveFile:output_type -> wrenn.host.v1.RemoveFileResponse
-	70, // [70:96] is the sub-list for method output_type
-	44, // [44:70] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	65, // 15: wrenn.host.v1.GetMetricsResponse.limits:type_name -> wrenn.host.v1.GetMetricsResponse.Limits
+	3,  // 16: wrenn.host.v1.Snapshot.resources:type_name -> wrenn.host.v1.Resources
+	71, // 17: wrenn.host.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	21, // 18: wrenn.host.v1.CreateSnapshotResponse.snapshot:type_name -> wrenn.host.v1.Snapshot
+	21, // 19: wrenn.host.v1.ListSnapshotsResponse.snapshots:type_name -> wrenn.host.v1.Snapshot
+	66, // 20: wrenn.host.v1.SetWarmRequest.warm:type_name -> wrenn.host.v1.SetWarmRequest.Warm
+	4,  // 21: wrenn.host.v1.WatchSandboxesResponse.sandbox:type_name -> wrenn.host.v1.Sandbox
+	67, // 22: wrenn.host.v1.WatchSandboxesResponse.synced:type_name -> wrenn.host.v1.WatchSandboxesResponse.Synced
+	68, // 23: wrenn.host.v1.StartProcessRequest.envs:type_name -> wrenn.host.v1.StartProcessRequest.EnvsEntry
+	33, // 24: wrenn.host.v1.StartProcessRequest.terminal:type_name -> wrenn.host.v1.TerminalSize
+	37, // 25: wrenn.host.v1.ConnectProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	35, // 26: wrenn.host.v1.ConnectProcessRequest.from:type_name -> wrenn.host.v1.OutputOffset
+	69, // 27: wrenn.host.v1.ProcessEvent.start:type_name -> wrenn.host.v1.ProcessEvent.Start
+	70, // 28: wrenn.host.v1.ProcessEvent.end:type_name -> wrenn.host.v1.ProcessEvent.End
+	38, // 29: wrenn.host.v1.ListProcessesResponse.processes:type_name -> wrenn.host.v1.Process
+	41, // 30: wrenn.host.v1.ListPortsResponse.ports:type_name -> wrenn.host.v1.Port
+	37, // 31: wrenn.host.v1.SendInputRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	37, // 32: wrenn.host.v1.ResizeTerminalRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	33, // 33: wrenn.host.v1.ResizeTerminalRequest.size:type_name -> wrenn.host.v1.TerminalSize
+	37, // 34: wrenn.host.v1.CloseStdinRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	37, // 35: wrenn.host.v1.SignalProcessRequest.process:type_name -> wrenn.host.v1.ProcessSelector
+	1,  // 36: wrenn.host.v1.SignalProcessRequest.signal:type_name -> wrenn.host.v1.Signal
+	2,  // 37: wrenn.host.v1.FileEntry.type:type_name -> wrenn.host.v1.FileType
+	71, // 38: wrenn.host.v1.FileEntry.modified_at:type_name -> google.protobuf.Timestamp
+	52, // 39: wrenn.host.v1.StatFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	52, // 40: wrenn.host.v1.ListDirectoryResponse.entries:type_name -> wrenn.host.v1.FileEntry
+	52, // 41: wrenn.host.v1.MakeDirectoryResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	52, // 42: wrenn.host.v1.MoveFileResponse.entry:type_name -> wrenn.host.v1.FileEntry
+	71, // 43: wrenn.host.v1.GetMetricsResponse.Point.time:type_name -> google.protobuf.Timestamp
+	35, // 44: wrenn.host.v1.ProcessEvent.Start.offset:type_name -> wrenn.host.v1.OutputOffset
+	5,  // 45: wrenn.host.v1.HostService.GetHost:input_type -> wrenn.host.v1.GetHostRequest
+	7,  // 46: wrenn.host.v1.HostService.CreateSandbox:input_type -> wrenn.host.v1.CreateSandboxRequest
+	9,  // 47: wrenn.host.v1.HostService.GetSandbox:input_type -> wrenn.host.v1.GetSandboxRequest
+	11, // 48: wrenn.host.v1.HostService.DestroySandbox:input_type -> wrenn.host.v1.DestroySandboxRequest
+	13, // 49: wrenn.host.v1.HostService.PauseSandbox:input_type -> wrenn.host.v1.PauseSandboxRequest
+	15, // 50: wrenn.host.v1.HostService.ResumeSandbox:input_type -> wrenn.host.v1.ResumeSandboxRequest
+	17, // 51: wrenn.host.v1.HostService.ForkSandbox:input_type -> wrenn.host.v1.ForkSandboxRequest
+	19, // 52: wrenn.host.v1.HostService.GetMetrics:input_type -> wrenn.host.v1.GetMetricsRequest
+	22, // 53: wrenn.host.v1.HostService.CreateSnapshot:input_type -> wrenn.host.v1.CreateSnapshotRequest
+	24, // 54: wrenn.host.v1.HostService.ListSnapshots:input_type -> wrenn.host.v1.ListSnapshotsRequest
+	26, // 55: wrenn.host.v1.HostService.DeleteSnapshot:input_type -> wrenn.host.v1.DeleteSnapshotRequest
+	28, // 56: wrenn.host.v1.HostService.SetWarm:input_type -> wrenn.host.v1.SetWarmRequest
+	30, // 57: wrenn.host.v1.HostService.WatchSandboxes:input_type -> wrenn.host.v1.WatchSandboxesRequest
+	32, // 58: wrenn.host.v1.HostService.StartProcess:input_type -> wrenn.host.v1.StartProcessRequest
+	34, // 59: wrenn.host.v1.HostService.ConnectProcess:input_type -> wrenn.host.v1.ConnectProcessRequest
+	39, // 60: wrenn.host.v1.HostService.ListProcesses:input_type -> wrenn.host.v1.ListProcessesRequest
+	42, // 61: wrenn.host.v1.HostService.ListPorts:input_type -> wrenn.host.v1.ListPortsRequest
+	44, // 62: wrenn.host.v1.HostService.SendInput:input_type -> wrenn.host.v1.SendInputRequest
+	48, // 63: wrenn.host.v1.HostService.CloseStdin:input_type -> wrenn.host.v1.CloseStdinRequest
+	50, // 64: wrenn.host.v1.HostService.SignalProcess:input_type -> wrenn.host.v1.SignalProcessRequest
+	46, // 65: wrenn.host.v1.HostService.ResizeTerminal:input_type -> wrenn.host.v1.ResizeTerminalRequest
+	53, // 66: wrenn.host.v1.HostService.StatFile:input_type -> wrenn.host.v1.StatFileRequest
+	55, // 67: wrenn.host.v1.HostService.ListDirectory:input_type -> wrenn.host.v1.ListDirectoryRequest
+	57, // 68: wrenn.host.v1.HostService.MakeDirectory:input_type -> wrenn.host.v1.MakeDirectoryRequest
+	59, // 69: wrenn.host.v1.HostService.MoveFile:input_type -> wrenn.host.v1.MoveFileRequest
+	61, // 70: wrenn.host.v1.HostService.RemoveFile:input_type -> wrenn.host.v1.RemoveFileRequest
+	6,  // 71: wrenn.host.v1.HostService.GetHost:output_type -> wrenn.host.v1.GetHostResponse
+	8,  // 72: wrenn.host.v1.HostService.CreateSandbox:output_type -> wrenn.host.v1.CreateSandboxResponse
+	10, // 73: wrenn.host.v1.HostService.GetSandbox:output_type -> wrenn.host.v1.GetSandboxResponse
+	12, // 74: wrenn.host.v1.HostService.DestroySandbox:output_type -> wrenn.host.v1.DestroySandboxResponse
+	14, // 75: wrenn.host.v1.HostService.PauseSandbox:output_type -> wrenn.host.v1.PauseSandboxResponse
+	16, // 76: wrenn.host.v1.HostService.ResumeSandbox:output_type -> wrenn.host.v1.ResumeSandboxResponse
+	18, // 77: wrenn.host.v1.HostService.ForkSandbox:output_type -> wrenn.host.v1.ForkSandboxResponse
+	20, // 78: wrenn.host.v1.HostService.GetMetrics:output_type -> wrenn.host.v1.GetMetricsResponse
+	23, // 79: wrenn.host.v1.HostService.CreateSnapshot:output_type -> wrenn.host.v1.CreateSnapshotResponse
+	25, // 80: wrenn.host.v1.HostService.ListSnapshots:output_type -> wrenn.host.v1.ListSnapshotsResponse
+	27, // 81: wrenn.host.v1.HostService.DeleteSnapshot:output_type -> wrenn.host.v1.DeleteSnapshotResponse
+	29, // 82: wrenn.host.v1.HostService.SetWarm:output_type -> wrenn.host.v1.SetWarmResponse
+	31, // 83: wrenn.host.v1.HostService.WatchSandboxes:output_type -> wrenn.host.v1.WatchSandboxesResponse
+	36, // 84: wrenn.host.v1.HostService.StartProcess:output_type -> wrenn.host.v1.ProcessEvent
+	36, // 85: wrenn.host.v1.HostService.ConnectProcess:output_type -> wrenn.host.v1.ProcessEvent
+	40, // 86: wrenn.host.v1.HostService.ListProcesses:output_type -> wrenn.host.v1.ListProcessesResponse
+	43, // 87: wrenn.host.v1.HostService.ListPorts:output_type -> wrenn.host.v1.ListPortsResponse
+	45, // 88: wrenn.host.v1.HostService.SendInput:output_type -> wrenn.host.v1.SendInputResponse
+	49, // 89: wrenn.host.v1.HostService.CloseStdin:output_type -> wrenn.host.v1.CloseStdinResponse
+	51, // 90: wrenn.host.v1.HostService.SignalProcess:output_type -> wrenn.host.v1.SignalProcessResponse
+	47, // 91: wrenn.host.v1.HostService.ResizeTerminal:output_type -> wrenn.host.v1.ResizeTerminalResponse
+	54, // 92: wrenn.host.v1.HostService.StatFile:output_type -> wrenn.host.v1.StatFileResponse
+	56, // 93: wrenn.host.v1.HostService.ListDirectory:output_type -> wrenn.host.v1.ListDirectoryResponse
+	58, // 94: wrenn.host.v1.HostService.MakeDirectory:output_type -> wrenn.host.v1.MakeDirectoryResponse
+	60, // 95: wrenn.host.v1.HostService.MoveFile:output_type -> wrenn.host.v1.MoveFileResponse
+	62, // 96: wrenn.host.v1.HostService.RemoveFile:output_type -> wrenn.host.v1.RemoveFileResponse
+	71, // [71:97] is the sub-list for method output_type
+	45, // [45:71] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_host_v1_host_proto_init() }
@@ -4523,7 +4669,7 @@ func file_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_v1_host_proto_rawDesc), len(file_host_v1_host_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   67,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -31,3 +31,15 @@ func BenchmarkThawed(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkTasks is what it costs to ask a sentry for its guest's processes.
+func BenchmarkTasks(b *testing.B) {
+	p := newPlace(b)
+	spec := p.sleeper(b, "asked", p.slot(b))
+	if err := p.driver.Start(b.Context(), spec); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		_, _ = p.driver.guestTasks(spec.ID) // a guest without the daemon has no such cgroup; the price is the same
+	}
+}

@@ -24,6 +24,7 @@ const (
 	callResume     = "containerManager.Resume"
 	callCheckpoint = "containerManager.Checkpoint"
 	callStacks     = "debug.Stacks"
+	callCgroups    = "Cgroups.ReadControlFiles"
 	callNothing    = "Logging.Change" // with no change
 )
 

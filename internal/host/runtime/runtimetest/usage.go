@@ -40,6 +40,12 @@ func usageIsTold(t *testing.T, env Env) {
 	if cpu, most := usage().CPU-before.CPU, time.Since(began)*time.Duration(goruntime.NumCPU()); cpu > most {
 		t.Errorf("it has had %v, and there were %v", cpu, most)
 	}
+	if !eventually(func() bool { u := usage(); return u.Processes >= 2 && u.Processes < 20 && u.ProcessLimit == processes }) {
+		t.Errorf("it has %d processes of %d, want some of %d", usage().Processes, usage().ProcessLimit, processes)
+	}
+	if most := usage().MemoryLimitBytes; most < memoryMB*mib || most > 2*memoryMB*mib {
+		t.Errorf("of %d MiB it may have %d", memoryMB, most/mib)
+	}
 	g.want(t, "pkill timeout; echo calm", "calm")
 	g.want(t, fmt.Sprintf("head -c %d /dev/urandom > /root/big; sync; echo written", usageMB*mib), "written")
 	written := usage()
