@@ -349,7 +349,7 @@ func FuzzDecodeTerminalMessage(f *testing.F) {
 	for _, seed := range []string{
 		`{"type":"start","cmd":"sh","args":["-c","x"],"cols":80,"rows":24,"envs":{"A":"1"},"cwd":"/","user":"u","tag":"t"}`,
 		`{"type":"connect","tag":"t","replay":false}`, `{"type":"input","data":"YQ=="}`,
-		`{"type":"resize","cols":1,"rows":65535}`, `{"type":"kill"}`, `{"type":"resize","cols":1e9}`, `{`, `null`,
+		`{"type":"resize","cols":1,"rows":65535}`, `{"type":"kill"}`, `{"type":"resize","cols":1e9}`, `{"type":"resize"}`, `{`, `null`,
 	} {
 		f.Add([]byte(seed))
 	}
@@ -362,7 +362,9 @@ func FuzzDecodeTerminalMessage(f *testing.F) {
 			t.Fatal("a terminal without a terminal")
 		case err == nil && m.kind == typeConnect && m.connect.Process.Tag == "":
 			t.Fatal("a connect to nothing")
-		case err == nil && m.kind == typeResize && (m.size.Cols == 0 || m.size.Rows == 0):
+		case err == nil && m.refused != nil && !fault.Is(m.refused, fault.InvalidRequest):
+			t.Fatalf("not the client's error: %v", m.refused)
+		case err == nil && m.refused == nil && m.kind == typeResize && (m.size.Cols == 0 || m.size.Rows == 0):
 			t.Fatal("a terminal without room")
 		}
 	})
