@@ -57,7 +57,8 @@ func main() {
 	flag.StringVar(&o.sshd, "sshd", "/usr/sbin/sshd", "the sshd to compare terminals with; it may be missing")
 	flag.StringVar(&o.out, "markdown", "", "file to write the table to as Markdown as well")
 	flag.IntVar(&o.execs, "execs", 500, "how many commands to run one by one")
-	flag.IntVar(&o.echoes, "echoes", 2000, "how many characters to type")
+	// Of fewer the hundredth part is what the machine did in a few of its moments.
+	flag.IntVar(&o.echoes, "echoes", 5000, "how many characters to type")
 	flag.IntVar(&o.rounds, "rounds", 5, "how many times to move much data")
 	flag.IntVar(&o.crowd, "crowd", 100, "how many commands to have print at once")
 	o.only = regexp.MustCompile("")
