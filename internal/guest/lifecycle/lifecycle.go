@@ -73,8 +73,8 @@ func New(cfg Config) *Lifecycle {
 }
 
 // Prepare brings the daemon to rest, and returns when it is: ports are no longer
-// forwarded, idle connections are closed and others will close after their answer, unused
-// memory is the system's again and files are on their disks. Whoever asks while that is
+// forwarded, idle connections are closed and others will close after their answer, much
+// unused memory is the system's again and files are on their disks. Whoever asks while that is
 // under way waits for the same; asking again does it again, for what has gathered since.
 // What was begun is brought to its end even when ctx ends.
 func (l *Lifecycle) Prepare(ctx context.Context) error {
@@ -111,14 +111,14 @@ func (l *Lifecycle) join(ctx context.Context) *resting {
 func (l *Lifecycle) rest(ctx context.Context) error {
 	l.cfg.Ports.Stop()
 	l.cfg.KeepAlives(false)
-	releaseMemory()
+	releaseMuch()
 	return l.sync(ctx)
 }
 
-// Tidy is what of Prepare a sandbox can do that goes on as if nothing had been: unused
+// Tidy is what of Prepare a sandbox can do that goes on as if nothing had been: much unused
 // memory is the system's again and files are on their disks.
 func (l *Lifecycle) Tidy(ctx context.Context) error {
-	releaseMemory()
+	releaseMuch()
 	return l.sync(ctx)
 }
 

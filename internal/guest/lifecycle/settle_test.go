@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"context"
 	"math"
 	"runtime"
 	"sync"
@@ -66,6 +67,35 @@ func TestSettlerGivesBackWhatIsLetGoLater(t *testing.T) {
 		t.Error("there is a third time")
 	}
 	runtime.KeepAlive(&pool)
+}
+
+// Before a freeze much memory is given back; for a little nobody waits.
+func TestRestGivesMuchMemoryBack(t *testing.T) {
+	l := New(Config{Ports: &journal{}, KeepAlives: func(bool) {}})
+	defer l.Close()
+	for name, rest := range map[string]func(context.Context) error{"Prepare": l.Prepare, "Tidy": l.Tidy} {
+		var pool sync.Pool
+		takeMemory(&pool)
+		before := held()
+		if err := rest(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if now := held(); now > before-burst/2 {
+			t.Errorf("%s: %d bytes are held, after %d", name, now, before)
+		}
+		runtime.KeepAlive(&pool)
+		if held() > settleAbove {
+			continue // the race detector's own
+		}
+		var was, is runtime.MemStats
+		runtime.ReadMemStats(&was)
+		if err := rest(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if runtime.ReadMemStats(&is); is.NumForcedGC != was.NumForcedGC {
+			t.Errorf("%s: it collected for %d bytes", name, held())
+		}
+	}
 }
 
 // awaitHeld waits until the runtime holds no more than that, in bytes.
