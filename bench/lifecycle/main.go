@@ -78,7 +78,7 @@ type bench struct {
 }
 
 const legend = `The raw peer is bare runsc of the same build with the same image and limits and the same programs in it, the guest
-daemon too, in turns with Wrenn: of a pause, runsc checkpoint, which syncs nothing to the disk; of a resume, runsc create + restore in a
+daemon too, in turns with Wrenn: of a pause, runsc checkpoint, which syncs nothing to the disk, and in a row of its own with its files then synced; of a resume, runsc create + restore in a
 network namespace that stands ready, until the program has written a byte; of a snapshot, runsc checkpoint
 --leave-running; of forks, one such checkpoint and the restores side by side. A pause is from the request to its answer,
 with all on the disk; a resume, 0.2 s later, from the request to the first output of a command. How long a sandbox stands still is

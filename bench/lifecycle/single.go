@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/wrenn-sandbox/wrenn/api"
 	"github.com/wrenn-sandbox/wrenn/bench/bare"
 	"github.com/wrenn-sandbox/wrenn/bench/report"
@@ -29,7 +31,11 @@ const (
 const rest = 200 * time.Millisecond
 
 // figures are what is measured of one guest.
-type figures struct{ pause, resume, stop report.Times }
+type figures struct {
+	pause, resume, stop report.Times
+	// safe is a pause that ends with all on the disk. Every one of Wrenn's does.
+	safe report.Times
+}
 
 func (b *bench) small(ctx context.Context) error {
 	return b.inTurns(ctx, "small guest", 0, smallTarget)
@@ -67,6 +73,10 @@ func (b *bench) inTurns(ctx context.Context, what string, mib int, resumeTarget 
 		}
 	}
 	b.addRatio(what+": pause, median", ours.pause, raw.pause, 0)
+	b.table.Add(report.Row{
+		What: what + ": pause, median, beside bare with its files synced", Ours: report.MS(ours.safe.Median()), Raw: report.MS(raw.safe.Median()),
+		Ratio: report.Ratio(float64(ours.safe.Median()), float64(raw.safe.Median())),
+	})
 	b.addRatio(what+": resume to first output, median", ours.resume, raw.resume, resumeTarget)
 	const tail = 0.95
 	b.table.Add(report.Row{
@@ -86,6 +96,7 @@ func (b *bench) inTurns(ctx context.Context, what string, mib int, resumeTarget 
 
 func (f *figures) add(more figures) {
 	f.pause = append(f.pause, more.pause...)
+	f.safe = append(f.safe, more.safe...)
 	f.resume = append(f.resume, more.resume...)
 	f.stop = append(f.stop, more.stop...)
 }
@@ -124,7 +135,7 @@ func (g *guest) round(ctx context.Context, f *figures) error {
 	if err != nil {
 		return err
 	}
-	f.pause = append(f.pause, took)
+	f.pause, f.safe = append(f.pause, took), append(f.safe, took)
 	select {
 	case <-time.After(rest):
 	case <-ctx.Done():
@@ -185,6 +196,30 @@ func (c *bareGuest) save(ctx context.Context, runOn bool) (time.Duration, error)
 	return time.Since(began), err
 }
 
+// sync waits until what was saved is on the disk and returns how long that took.
+func (c *bareGuest) sync() (time.Duration, error) {
+	entries, err := os.ReadDir(c.dir)
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	var all errgroup.Group
+	for _, e := range entries {
+		all.Go(func() error { return syncPath(filepath.Join(c.dir, e.Name())) })
+	}
+	err = errors.Join(all.Wait(), syncPath(c.dir))
+	return time.Since(began), err
+}
+
+// syncPath waits until a file or a directory is on the disk.
+func syncPath(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(file.Sync(), file.Close())
+}
+
 // round does to a container what is done to a sandbox.
 func (c *bareGuest) round(ctx context.Context, f *figures) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(c.dir)) }()
@@ -202,6 +237,11 @@ func (c *bareGuest) round(ctx context.Context, f *figures) (err error) {
 		return err
 	}
 	f.pause = append(f.pause, took)
+	synced, err := c.sync()
+	if err != nil {
+		return err
+	}
+	f.safe = append(f.safe, took+synced)
 	if err := c.Clear(ctx); err != nil {
 		return err
 	}
