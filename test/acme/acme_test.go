@@ -76,44 +76,20 @@ type server struct {
 	dir       string
 	address   string
 	apiKey    string
-	exited    chan struct{}
-	client    *http.Client
+	flags     []string
+	cmd       *exec.Cmd
+	// exited is closed when the program has ended, with ended.
+	exited chan struct{}
+	ended  error
+	client *http.Client
 }
 
 // startServer starts one, with flags, that is stopped when the test ends.
 func startServer(t *testing.T, a *authority, flags ...string) *server {
 	t.Helper()
-	s := &server{authority: a, dir: t.TempDir(), address: a.serverAddress, exited: make(chan struct{})}
-	log, err := os.Create(filepath.Join(s.dir, "up.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	cmd := exec.Command(testenv.Bin(t, "wrenn"), append([]string{"up", "--data-dir", filepath.Join(s.dir, "data"), "--image-dir", testenv.Images(t),
-		"--listen", s.address, "--proxy-listen", "none", "--on-stop", "kill", "--domain", domain, "--acme-ca", a.directory}, flags...)...)
-	cmd.Env = append(os.Environ(), "HOME="+s.dir, "XDG_CONFIG_HOME=", "SSL_CERT_FILE="+a.certificate)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var ended error
-	go func() {
-		ended = cmd.Wait()
-		close(s.exited)
-	}()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-		select {
-		case <-s.exited:
-			if ended != nil {
-				t.Errorf("wrenn up ended with %v:\n%s", ended, s.said(t))
-			}
-		case <-time.After(stopLimit):
-			_ = cmd.Process.Kill()
-			t.Error("wrenn up did not stop in time")
-		}
-	})
+	s := &server{authority: a, dir: t.TempDir(), address: a.serverAddress, flags: flags}
+	s.run(t)
+	t.Cleanup(func() { s.stop(t) })
 	s.client = &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialTLSContext: func(_ context.Context, _, address string) (net.Conn, error) {
@@ -125,6 +101,46 @@ func startServer(t *testing.T, a *authority, flags ...string) *server {
 		},
 	}}
 	return s
+}
+
+// run starts the program.
+func (s *server) run(t *testing.T) {
+	t.Helper()
+	const mode = 0o600
+	log, err := os.OpenFile(filepath.Join(s.dir, "up.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, mode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	s.cmd = exec.Command(testenv.Bin(t, "wrenn"), append([]string{"up", "--data-dir", filepath.Join(s.dir, "data"), "--image-dir", testenv.Images(t),
+		"--listen", s.address, "--proxy-listen", "none", "--on-stop", "kill", "--domain", domain, "--acme-ca", s.authority.directory}, s.flags...)...)
+	s.cmd.Env = append(os.Environ(), "HOME="+s.dir, "XDG_CONFIG_HOME=", "SSL_CERT_FILE="+s.authority.certificate)
+	s.cmd.Stdout, s.cmd.Stderr = log, log
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	cmd, exited := s.cmd, make(chan struct{})
+	s.exited = exited
+	go func() {
+		s.ended = cmd.Wait()
+		close(exited)
+	}()
+}
+
+// stop ends the program, if it runs.
+func (s *server) stop(t *testing.T) {
+	t.Helper()
+	_ = s.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	select {
+	case <-s.exited:
+		if s.ended != nil {
+			t.Errorf("wrenn up ended with %v:\n%s", s.ended, s.said(t))
+		}
+	case <-time.After(stopLimit):
+		_ = s.cmd.Process.Kill()
+		t.Error("wrenn up did not stop in time")
+	}
 }
 
 // handshake connects to a name of the server, whose certificate must be the authority's.

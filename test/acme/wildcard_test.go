@@ -62,8 +62,8 @@ func TestWildcardIsObtained(t *testing.T) {
 	if got, err := s.get(t, port, "/"); err != nil || !strings.Contains(got, "The sandbox was not found") {
 		t.Errorf("a port answers %q, %v", got, err)
 	}
-	if first, second := s.serial(t, port), s.serial(t, "3000-sb11111111111111111111."+domain); first != second {
-		t.Errorf("two ports have two certificates: %s, %s", first, second)
+	if one, two := s.serial(t, port), s.serial(t, "3000-sb11111111111111111111."+domain); one != two {
+		t.Errorf("two ports have two certificates: %s, %s", one, two)
 	}
 	if _, err := s.handshake(t, "a.b."+domain); err == nil {
 		t.Error("a name that the wildcard does not cover has a certificate")
@@ -80,5 +80,24 @@ func TestWildcardIsObtained(t *testing.T) {
 	}
 	if slices.ContainsFunc([]string{other, zonetest.Secret}, func(secret string) bool { return strings.Contains(log, secret) }) {
 		t.Errorf("a secret is in the log:\n%s", log)
+	}
+
+	// Another start serves what is there, whatever has become of the DNS.
+	zone.Refuse(true)
+	first := s.serial(t, port)
+	s.stop(t)
+	s.run(t)
+	s.eventually(t, startLimit, func() error {
+		conn, err := s.handshake(t, port)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+	if again := s.serial(t, port); again != first {
+		t.Errorf("another certificate is served: %s, not %s", again, first)
+	}
+	if waits := strings.Count(s.said(t), "certificates are being obtained"); waits != 1 {
+		t.Errorf("it waited for certificates %d times:\n%s", waits, s.said(t))
 	}
 }
