@@ -63,7 +63,13 @@ func Dial(socketPath string) *Client {
 	h1 := new(http.Protocols)
 	h1.SetHTTP1(true)
 	files := &http.Transport{
-		DialContext:           dial,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dial(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return newLastWord(conn), nil
+		},
 		Protocols:             h1,
 		ReadBufferSize:        fileBuffer,
 		WriteBufferSize:       fileBuffer,

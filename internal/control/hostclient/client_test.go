@@ -409,6 +409,39 @@ func TestWriteRefusedBeforeTheBody(t *testing.T) {
 	}
 }
 
+// A host that stops to read answers and closes; what it said counts, not that the transfer
+// broke.
+func TestWriteRefusedInTheMiddle(t *testing.T) {
+	c := serve(t, &fakeHost{files: func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.CopyN(io.Discard, r.Body, fileBuffer); err != nil {
+			t.Error(err)
+		}
+		_ = r.Body.Close() // as a transport does that could not pass it on
+		fault.WriteHTTP(w, fault.New(fault.InvalidState, "the sandbox was paused"))
+	}})
+	const times = 50 // either may come first
+	for range times {
+		if err := c.Files.Write(t.Context(), "sb1", "", "/x", io.LimitReader(zeros{}, 64*fileBuffer), 64*fileBuffer); !fault.Is(err, fault.InvalidState) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A host that is gone in the middle of a transfer is waited for by nobody.
+func TestWriteToAHostThatIsGone(t *testing.T) {
+	c := serve(t, &fakeHost{files: func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.CopyN(io.Discard, r.Body, fileBuffer)
+		panic(http.ErrAbortHandler)
+	}})
+	began := time.Now()
+	if err := c.Files.Write(t.Context(), "sb1", "", "/x", zeros{}, -1); !fault.Is(err, fault.HostUnavailable) {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > answerWait/2 {
+		t.Errorf("it took %v", took)
+	}
+}
+
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
