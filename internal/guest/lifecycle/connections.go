@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -146,19 +147,52 @@ func (c *connection) Close() error {
 	return c.Conn.Close()
 }
 
+// Keep-alives of connections that are known to be there, as Go sets them, and of those of
+// which that is to be found out; and how long that is tried.
+var (
+	keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 9}
+	probing   = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 9}
+)
+
+const probeTime = 5 * time.Second
+
 // Revive makes the kernel send on every connection what is to be sent. A restored gVisor
 // has none of its TCP timers: not that of retransmission, not that of window probes, not
 // that of keep-alives. What was under way when it was written down is waited for until
-// somebody writes; and who waits for it does not write. Setting this option, though it is
+// somebody writes; and who waits for it does not write. Setting TCP_NODELAY, though it is
 // set already, looks at what there is to send, and with that starts the timers.
+//
+// Clients may be gone: what they said of that was lost while the sandbox was away. Who waits
+// for more from one, as an upload does with what it has so far on the disk, sends nothing
+// and would never be told. So connections to an address that the sandbox has no more end,
+// and the others are probed once, which has those reset that their client knows nothing of.
 func (c *Connections) Revive() {
+	addresses, err := net.InterfaceAddrs()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for conn := range c.open {
-		if tcp, ok := conn.Conn.(*net.TCPConn); ok {
+		tcp, ok := conn.Conn.(*net.TCPConn)
+		switch {
+		case !ok:
+		case err == nil && !has(addresses, tcp.LocalAddr()):
+			// Those who use it see it fail, and close it. Nobody is there to be told.
+			_ = tcp.SetLinger(0)
+			_ = tcp.Close()
+		default:
 			_ = tcp.SetNoDelay(true) // one that has broken meanwhile needs nothing
+			_ = tcp.SetKeepAliveConfig(probing)
+			time.AfterFunc(probeTime, func() { _ = tcp.SetKeepAliveConfig(keepAlive) })
 		}
 	}
+}
+
+// has reports whether a connection's own address is one of these.
+func has(addresses []net.Addr, own net.Addr) bool {
+	tcp, ok := own.(*net.TCPAddr)
+	return !ok || tcp.IP.IsLoopback() || slices.ContainsFunc(addresses, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.Equal(tcp.IP)
+	})
 }
 
 // gvisorRelease is how a kernel release ends that is gVisor's.
