@@ -64,7 +64,7 @@ func startHost(ctx context.Context, o hostOptions, log *slog.Logger, progress fu
 			err = errors.Join(err, h.close(context.WithoutCancel(ctx)))
 		}
 	}()
-	if h.lock, err = lockDir(dataDir); err != nil {
+	if h.lock, err = lockDir(ctx, dataDir); err != nil {
 		return h, err
 	}
 	var life context.Context
@@ -232,7 +232,7 @@ func (h *hostFloor) close(ctx context.Context) error {
 
 // lockDir makes the data directory and takes its lock until the file is closed, or
 // this process ends.
-func lockDir(dir string) (*os.File, error) {
+func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w; choose another with --data-dir", err)
 	}
@@ -240,7 +240,8 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = whileBusy(ctx, lockTime, unix.EWOULDBLOCK, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	if err != nil {
 		_ = f.Close() // nothing was written
 		return nil, fmt.Errorf("the data directory %s is in use by another wrenn; stop it or choose another with --data-dir", dir)
 	}

@@ -132,7 +132,7 @@ func up(ctx context.Context, o upOptions, stdout, stderr io.Writer) (err error) 
 		return fault.New(fault.Forbidden, "wrenn up needs root: it makes network namespaces and cgroups; run it with sudo")
 	}
 	// The address first: whether it is free is known at once, the rest takes a while.
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
+	listener, err := listen(ctx, o.listen, busyTime)
 	if err != nil {
 		return fault.New(fault.InvalidRequest, "cannot listen on %s (%v); choose another address with --listen", o.listen, errors.Unwrap(err))
 	}

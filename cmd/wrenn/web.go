@@ -39,7 +39,7 @@ func listenForPaths(ctx context.Context, o upOptions, api net.Addr) (pathListene
 		return pathListener{}, nil
 	case "":
 	default:
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.proxyListen)
+		l, err := listen(ctx, o.proxyListen, busyTime)
 		if err != nil {
 			return pathListener{}, fault.New(fault.InvalidRequest, "cannot listen on %s (%v); choose another address with --proxy-listen", o.proxyListen, errors.Unwrap(err))
 		}
@@ -53,9 +53,9 @@ func listenForPaths(ctx context.Context, o upOptions, api net.Addr) (pathListene
 	if err != nil {
 		return pathListener{}, err
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(n+1)))
+	l, err := listen(ctx, net.JoinHostPort(host, strconv.Itoa(n+1)), besideTime)
 	if err != nil {
-		l, err = new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, "0"))
+		l, err = listen(ctx, net.JoinHostPort(host, "0"), 0)
 	}
 	if err != nil {
 		return pathListener{}, fault.New(fault.InvalidRequest, "cannot listen beside %s (%v); choose an address with --proxy-listen", api, errors.Unwrap(err))
