@@ -34,8 +34,8 @@ type controlOptions struct {
 // addFlags adds the flags that are about the control floor.
 func (o *controlOptions) addFlags(f *pflag.FlagSet) {
 	f.Var(&o.warm, "warm", "keep N sandboxes of the snapshot NAME restored ahead of demand; may be repeated (default none)")
-	f.Var(&o.snapshotMaxAge, "snapshot-max-age", "remove snapshots that are older, such as 12h or 30d, and not in use (default: keep them)")
-	f.IntVar(&o.snapshotMaxCount, "snapshot-max-count", 0, "keep so many snapshots, the newest ones and those in use; 0: all of them")
+	f.Var(&o.snapshotMaxAge, "snapshot-max-age", "remove snapshots that are older, such as 12h or 30d, and not in use, however few there are (default: keep them)")
+	f.IntVar(&o.snapshotMaxCount, "snapshot-max-count", 0, "keep so many snapshots at most, the newest ones and those in use, however young the others are; 0: all of them")
 	f.Float64Var(&o.proxyRate, "proxy-rate", 0, "requests a second that the ports of one sandbox get from outside; 0: as many as come")
 	f.IntVar(&o.proxyConnections, "proxy-connections", webproxy.DefaultMaxConnections, "requests and WebSockets to the ports of one sandbox that may be open at once")
 	f.Var(&o.trustedProxies, "trusted-proxies", "addresses or networks of proxies in front of Wrenn whose X-Forwarded-For, -Proto and -Host are passed on to applications, such as 10.0.0.0/8,::1 (default none)")

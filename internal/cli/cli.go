@@ -43,7 +43,7 @@ its time was up. 125 means that Wrenn itself failed, 2 that it was called wrongl
 			return usageErrorf(cmd, "unknown command %q%s", args[0], suggestions(cmd, args[0]))
 		},
 	}
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageErrorf(cmd, "%s", err) })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageErrorf(cmd, "%s", flagError(err)) })
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON with the field names of the API")
 	for _, g := range []struct{ id, title string }{
 		{groupSandboxes, "Sandboxes:"},
@@ -98,6 +98,34 @@ func takes(least, most int, what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, given []string) error {
 		if len(given) < least || most > 0 && len(given) > most || most == 0 && least == 0 && len(given) > 0 {
 			return fmt.Errorf("%s; got %d argument(s)", what, len(given))
+		}
+		return nil
+	}
+}
+
+// Which arguments name something that the server has; what follows is a program's.
+const (
+	allArguments  = -1
+	firstArgument = 1
+)
+
+// named refuses arguments that cannot be names, besides what check refuses. In a path of the
+// API they would lead somewhere else.
+func named(count int, check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, given []string) error {
+		if err := check(cmd, given); err != nil {
+			return err
+		}
+		for i, name := range given {
+			if i == count {
+				break
+			}
+			switch name {
+			case "":
+				return fmt.Errorf("argument %d is empty where a name or an id belongs; is a variable of your shell not set?", i+1)
+			case ".", "..":
+				return fmt.Errorf("%q is no name or id", name)
+			}
 		}
 		return nil
 	}

@@ -88,7 +88,7 @@ for editors and the like. As in wrenn shell, ` + detachKeys + ` leaves it runnin
 			}
 			return a.exec(cmd.Context(), s, args[0], start, f.stdin(cmd.InOrStdin()), streamsOf(cmd))
 		},
-	}, takes(1, 0, "exec wants a sandbox's id and a command: exec ID -- CMD"))
+	}, named(firstArgument, takes(1, 0, "exec wants a sandbox's id and a command: exec ID -- CMD")))
 	f.register(cmd.Flags())
 	cmd.Flags().VarP(&env, "env", "e", "environment variable; may be repeated")
 	cmd.Flags().StringVarP(&user, "user", "u", "", "user to run as (default the sandbox's)")
@@ -194,5 +194,5 @@ func newProcesses(a *app) *cobra.Command {
 			}
 			return printTable(cmd.OutOrStdout(), []string{"PID", "TAG", "COMMAND"}, rows)
 		},
-	}, takes(1, 1, "ps wants one sandbox's id"))
+	}, named(allArguments, takes(1, 1, "ps wants one sandbox's id")))
 }

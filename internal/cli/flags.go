@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // sizeFlag is a flag's size in MiB: "512", "512M", "2G".
@@ -89,6 +91,26 @@ func (f *secondsFlag) Set(text string) error {
 	return nil
 }
 
+// flagError says of a flag's value that is no number what is wanted, and not which function
+// of ours could not read it.
+func flagError(err error) error {
+	var invalid *pflag.InvalidValueError
+	var number *strconv.NumError
+	if !errors.As(err, &invalid) || !errors.As(err, &number) {
+		return err
+	}
+	wants := "a whole number, such as 3"
+	switch kind := invalid.GetFlag().Value.Type(); {
+	case errors.Is(number, strconv.ErrRange):
+		wants = "a smaller number"
+	case kind == "bool":
+		wants = "true or false"
+	case strings.HasPrefix(kind, "float"):
+		wants = "a number, such as 2.5"
+	}
+	return fmt.Errorf("--%s wants %s, not %q", invalid.GetFlag().Name, wants, invalid.GetValue())
+}
+
 // commandFollows is for a command whose last arguments are the command line of another
 // program: everything from the first word that is no flag of ours belongs to that.
 func commandFollows(cmd *cobra.Command) *cobra.Command {
@@ -100,7 +122,7 @@ func commandFollows(cmd *cobra.Command) *cobra.Command {
 // of another program, as in `exec ID --user root -- id`, and returns that command line.
 func flagsAfter(cmd *cobra.Command, args []string) ([]string, error) {
 	if err := cmd.Flags().Parse(args); err != nil {
-		return nil, usageErrorf(cmd, "%s", err)
+		return nil, usageErrorf(cmd, "%s", flagError(err))
 	}
 	return cmd.Flags().Args(), nil
 }

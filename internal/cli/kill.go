@@ -32,7 +32,7 @@ func newKill(a *app) *cobra.Command {
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), args[1])
 			return err
 		},
-	}, takes(2, 2, "kill wants a sandbox's id and the pid or tag of a process"))
+	}, named(allArguments, takes(2, 2, "kill wants a sandbox's id and the pid or tag of a process")))
 	cmd.Flags().StringVarP(&sig, "signal", "s", "SIGKILL", "SIGKILL or SIGTERM")
 	return cmd
 }

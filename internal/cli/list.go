@@ -72,7 +72,7 @@ func newGet(a *app) *cobra.Command {
 			}
 			return printTable(cmd.OutOrStdout(), []string{"id", sb.ID}, details(sb))
 		},
-	}, takes(1, 1, "get wants one sandbox's id"))
+	}, named(allArguments, takes(1, 1, "get wants one sandbox's id")))
 }
 
 // details are the rows that describe a sandbox; what it does not have is left out.
@@ -152,7 +152,7 @@ func newRemove(a *app) *cobra.Command {
 			}
 			return err
 		},
-	}, cobra.ArbitraryArgs)
+	}, named(allArguments, cobra.ArbitraryArgs))
 	cmd.Flags().BoolVar(&all, "all", false, "destroy every sandbox")
 	return cmd
 }

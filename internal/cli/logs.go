@@ -43,7 +43,7 @@ missing.`,
 			}
 			return how.status(clientMessage{Cmd: args[1]})
 		},
-	}, takes(2, 2, "logs wants a sandbox's id and the pid or tag of a process"))
+	}, named(allArguments, takes(2, 2, "logs wants a sandbox's id and the pid or tag of a process")))
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the process ends")
 	return cmd
 }

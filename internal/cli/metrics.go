@@ -39,7 +39,7 @@ func newMetrics(a *app) *cobra.Command {
 			}
 			return printMetrics(cmd.OutOrStdout(), used.Points)
 		},
-	}, takes(1, 1, "metrics wants one sandbox's id"))
+	}, named(allArguments, takes(1, 1, "metrics wants one sandbox's id")))
 	cmd.Flags().StringVar(&span, "range", "10m", "how far back: 5m, 10m, 1h, 2h, 6h, 12h or 24h")
 	return cmd
 }

@@ -28,7 +28,7 @@ and of the machine. wrenn resume goes on where they were.`,
 				return decode[api.Sandbox](s.api.PauseSandbox(ctx, id))
 			})
 		},
-	}, takes(1, 0, "pause wants sandboxes' ids"))
+	}, named(allArguments, takes(1, 0, "pause wants sandboxes' ids")))
 }
 
 func newResume(a *app) *cobra.Command {
@@ -41,7 +41,7 @@ func newResume(a *app) *cobra.Command {
 				return decode[api.Sandbox](s.api.ResumeSandbox(ctx, id, api.ResumeRequest{WaitSec: int64(wait)}))
 			})
 		},
-	}, takes(1, 0, "resume wants sandboxes' ids"))
+	}, named(allArguments, takes(1, 0, "resume wants sandboxes' ids")))
 	addWait(cmd, &wait)
 	return cmd
 }
@@ -130,7 +130,7 @@ and identities of their own. The sandbox itself keeps running.`,
 			}
 			return a.printIDs(cmd, copies)
 		},
-	}, takes(1, 1, "fork wants one sandbox's id"))
+	}, named(allArguments, takes(1, 1, "fork wants one sandbox's id")))
 	cmd.Flags().IntVarP(&count, "count", "n", 1, "how many copies")
 	cmd.Flags().Var(&idle, "timeout", "idle timeout of the copies, such as 15m; 0 for none (default the sandbox's)")
 	return cmd
@@ -174,7 +174,7 @@ shorten a sandbox's time; using it only ever extends it.`,
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), ends)
 			return err
 		},
-	}, takes(1, 1, "timeout wants one sandbox's id"))
+	}, named(allArguments, takes(1, 1, "timeout wants one sandbox's id")))
 	cmd.Flags().Var(&idle, "timeout", "idle timeout, such as 15m; 0 for none")
 	cmd.Flags().Var(&deadline, "deadline", "how long from now it may run however busy it is, such as 2h; 0 for ever")
 	cmd.Flags().StringVar(&onTimeout, "on-timeout", "", "what happens then: pause or kill")

@@ -42,7 +42,7 @@ func newPorts(a *app) *cobra.Command {
 			}
 			return printTable(cmd.OutOrStdout(), []string{"PORT", "ADDRESS", "PROCESS", "URL"}, rows)
 		},
-	}, takes(1, 1, "ports wants one sandbox's id"))
+	}, named(allArguments, takes(1, 1, "ports wants one sandbox's id")))
 }
 
 func newOpen(a *app) *cobra.Command {
@@ -81,7 +81,7 @@ opens it gets a cookie for that port, which is good for a day.`,
 			}
 			return nil
 		},
-	}, takes(2, 2, "open wants a sandbox's id and a port"))
+	}, named(allArguments, takes(2, 2, "open wants a sandbox's id and a port")))
 	cmd.Flags().BoolVar(&printOnly, "print", false, "only print the address")
 	return cmd
 }

@@ -43,7 +43,7 @@ minutes. It ends with the exit code of the program, or with 0 when you detached.
 			r := &remoteTerminal{server: s, id: args[0], start: start, tag: attach, attach: attach != ""}
 			return a.inTerminal(cmd, r, true)
 		},
-	}, takes(1, 0, "shell wants a sandbox's id"))
+	}, named(firstArgument, takes(1, 0, "shell wants a sandbox's id")))
 	flags := cmd.Flags()
 	flags.StringVar(&attach, "attach", "", "go back to the terminal with this tag")
 	flags.StringVar(&start.Tag, "tag", "", "name to find the terminal by (default one is made up)")

@@ -58,7 +58,7 @@ func newSnapshotCreate(a *app) *cobra.Command {
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), made.Name)
 			return err
 		},
-	}, takes(1, 2, "snapshot create wants a sandbox's id, and may have a name"))
+	}, named(allArguments, takes(1, 2, "snapshot create wants a sandbox's id, and may have a name")))
 	cmd.Flags().BoolVar(&overwrite, "overwrite", false, "replace the snapshot of that name when the new one is complete")
 	return cmd
 }
@@ -116,7 +116,7 @@ func newSnapshotRemove(a *app) *cobra.Command {
 			gone, err := removeSnapshots(cmd, s, names)
 			return errors.Join(a.printRemoved(cmd, gone), err)
 		},
-	}, takes(1, 0, "snapshot rm wants snapshots' names or ids"))
+	}, named(allArguments, takes(1, 0, "snapshot rm wants snapshots' names or ids")))
 }
 
 // removeSnapshots deletes snapshots and returns those that are gone.
@@ -154,7 +154,9 @@ func newSnapshotPrune(a *app) *cobra.Command {
 		Use:   "prune (--keep N | --older-than AGE) [--dry-run]",
 		Short: "Delete snapshots by their number or their age",
 		Long: `Deletes all snapshots but the newest ones (--keep), or those that were made too long ago
-(--older-than). With both a snapshot goes only when both say so.`,
+(--older-than). With both a snapshot goes only when both say so: it is old, and not one of
+the newest. ("wrenn up --snapshot-max-count" and "--snapshot-max-age" are limits: there a
+snapshot goes when either says so.)`,
 		Example: `  wrenn snapshot prune --keep 5 --dry-run
   wrenn snapshot prune --older-than 7d`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
