@@ -34,6 +34,8 @@ type memoryLimits struct {
 	cgroups cgroups
 	bundles string
 	log     *slog.Logger
+	// available returns what the machine has left, in bytes.
+	available func() (uint64, error)
 
 	life context.Context
 	end  context.CancelFunc
@@ -55,8 +57,10 @@ type lifted struct {
 const (
 	liftedFile = "memory.json"
 
-	// liftPart is the part of the machine's available memory by which a limit is lifted:
-	// one in so many. Several sandboxes may be written down at once, and the agent goes on.
+	// liftPart is the part of the machine's available memory by which a limit is lifted, one
+	// in so many, once what others have been lifted by and have not taken yet is put aside:
+	// several sandboxes may be written down at once, and all of them together must leave
+	// something to the agent and to guests, or the machine's kernel would choose who goes.
 	liftPart = 2
 	// lowerSlack is how far above what a sandbox uses a limit stays, in bytes, that cannot be
 	// what it was yet: to write one below the usage makes the kernel kill, under cgroup v2.
@@ -68,7 +72,9 @@ const (
 
 func newMemoryLimits(c cgroups, bundles string, log *slog.Logger) *memoryLimits {
 	life, end := context.WithCancel(context.Background())
-	return &memoryLimits{cgroups: c, bundles: bundles, log: log, life: life, end: end, lowering: map[string]bool{}}
+	return &memoryLimits{
+		cgroups: c, bundles: bundles, log: log, available: meminfo.Available, life: life, end: end, lowering: map[string]bool{},
+	}
 }
 
 func (l *memoryLimits) mark(id string) string { return filepath.Join(l.bundles, id, liftedFile) }
@@ -88,11 +94,51 @@ func (l *memoryLimits) lift(id string) error {
 	if err != nil {
 		return err
 	}
-	available, err := meminfo.Available()
+	available, err := l.available()
 	if err != nil {
 		return err
 	}
+	available -= min(available, l.promised())
 	return l.cgroups.setMemoryLimit(id, now+available/liftPart)
+}
+
+// promised returns how much the sentries of all sandboxes whose limits are lifted may still
+// take, in bytes. The caller holds l.mu.
+func (l *memoryLimits) promised() uint64 {
+	var sum uint64
+	for _, id := range l.marked() {
+		was, err := l.read(id)
+		if err != nil {
+			continue // it has ended meanwhile, or is done
+		}
+		limit, err := l.cgroups.memoryLimit(id)
+		if err != nil {
+			continue
+		}
+		sentry, err := l.cgroups.sentryMemory(id)
+		if err != nil {
+			continue
+		}
+		sum += notTaken(was, limit, sentry)
+	}
+	return sum
+}
+
+// notTaken is how much of what a limit was lifted by is left to the sentry.
+func notTaken(was lifted, limit, sentry uint64) uint64 {
+	given := limit - min(limit, was.Limit)
+	taken := sentry - min(sentry, was.Sentry)
+	return given - min(given, taken)
+}
+
+// marked returns the sandboxes whose limits are lifted.
+func (l *memoryLimits) marked() []string {
+	marks, _ := filepath.Glob(l.mark("*")) // the pattern is a good one
+	ids := make([]string, len(marks))
+	for i, mark := range marks {
+		ids[i] = filepath.Base(filepath.Dir(mark))
+	}
+	return ids
 }
 
 // note keeps what a limit is before it is lifted.
@@ -135,9 +181,8 @@ func (l *memoryLimits) lower(id string) {
 
 // lowerAll goes on with what an earlier process has lifted.
 func (l *memoryLimits) lowerAll() {
-	marks, _ := filepath.Glob(l.mark("*")) // the pattern is a good one
-	for _, mark := range marks {
-		l.lower(filepath.Base(filepath.Dir(mark)))
+	for _, id := range l.marked() {
+		l.lower(id)
 	}
 }
 

@@ -61,10 +61,15 @@ func (d *Driver) restore(ctx context.Context, spec runtime.Spec) error {
 		return err
 	}
 	_, cueErr := cue.Write([]byte{1})
-	if err := <-done; err != nil {
-		return errors.Join(err, cueErr)
+	err = <-done
+	if err == nil {
+		return nil
 	}
-	return nil
+	if d.cgroups.outOfMemory(spec.ID) {
+		err = fault.Wrap(err, fault.HostUnavailable, "the sandbox ran out of memory while it was brought back: the host has too little left for "+
+			"what its memory, files and connections need of it; what was written down of it is as it was. Delete or pause other sandboxes, and try again")
+	}
+	return errors.Join(err, cueErr)
 }
 
 // createdPoll is how often liftCreated looks.
