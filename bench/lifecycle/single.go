@@ -78,11 +78,12 @@ func (b *bench) inTurns(ctx context.Context, what string, mib int, resumeTarget 
 		Ratio: report.Ratio(float64(ours.safe.Median()), float64(raw.safe.Median())),
 	})
 	b.addRatio(what+": resume to first output, median", ours.resume, raw.resume, resumeTarget)
-	const tail = 0.95
-	b.table.Add(report.Row{
-		What: what + ": resume to first output, p95", Ours: report.MS(ours.resume.Quantile(tail)), Raw: report.MS(raw.resume.Quantile(tail)),
-		Ratio: report.Ratio(float64(ours.resume.Quantile(tail)), float64(raw.resume.Quantile(tail))),
-	})
+	for _, tail := range report.Tails {
+		b.table.Add(report.Row{
+			What: fmt.Sprintf("%s: resume to first output, p%.0f", what, 100*tail), Ours: report.MS(ours.resume.Quantile(tail)), Raw: report.MS(raw.resume.Quantile(tail)),
+			Ratio: report.Ratio(float64(ours.resume.Quantile(tail)), float64(raw.resume.Quantile(tail))),
+		})
+	}
 	stood, bareStood := ours.stop.Median(), raw.stop.Median()
 	b.table.Add(report.Row{
 		What: what + ": stands still for a snapshot, median", Ours: report.MS(stood), Raw: report.MS(bareStood),

@@ -13,6 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Tails are the quantiles that are published beside the median.
+var Tails = []float64{0.95, 0.99}
+
 // Row is one figure and what it is measured against.
 type Row struct {
 	What   string
